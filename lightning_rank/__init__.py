@@ -1,0 +1,22 @@
+"""Low-rank latents for Lightning autoencoders, and the rank as a curve.
+
+Implements "Implicit Greedy Rank Learning in Autoencoders via Overparameterized Linear Networks" (Sun et al. 2021,
+arXiv 2107.01301).
+"""
+
+from lightning_rank.callbacks import DepthScaledLR, EffectiveRankMonitor
+from lightning_rank.mixin import LinearBottleneckMixin, attach_linear_bottleneck, collapse_linear_bottleneck
+from lightning_rank.nn import LinearBottleneck
+from lightning_rank.optim import depth_scaled_param_groups
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DepthScaledLR",
+    "EffectiveRankMonitor",
+    "LinearBottleneck",
+    "LinearBottleneckMixin",
+    "attach_linear_bottleneck",
+    "collapse_linear_bottleneck",
+    "depth_scaled_param_groups",
+]

@@ -1,0 +1,26 @@
+"""Pure functions of tensors: ranks, moments, composition, and the learning-rate and weight-decay laws."""
+
+from lightning_rank.functional.compose import compose_linear
+from lightning_rank.functional.learning_rate import inverse_depth
+from lightning_rank.functional.moments import Moments, merge_moments, principal_deviations, row_moments
+from lightning_rank.functional.rank import (
+    effective_rank,
+    numerical_rank,
+    participation_ratio,
+    spectral_gap,
+    stable_rank,
+)
+
+__all__ = [
+    "Moments",
+    "compose_linear",
+    "effective_rank",
+    "inverse_depth",
+    "merge_moments",
+    "numerical_rank",
+    "participation_ratio",
+    "principal_deviations",
+    "row_moments",
+    "spectral_gap",
+    "stable_rank",
+]

@@ -1,0 +1,103 @@
+"""Count, mean and centred second moment of rows, and their exact merge."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Smallest singular value, relative to the largest, that a float64 second moment can tell from rounding.
+RESOLUTION = 5e-8
+
+# Rows beyond it overflow when squared in float64: they count as bad, as infinite ones do.
+_LARGEST = 1e150
+
+
+class Moments(NamedTuple):
+    """First and second moments of ``n`` rows of width ``dim``, all float64.
+
+    Attributes:
+        n: Number of rows, shape ``()``.
+        mean: Mean row, shape ``(dim,)``.
+        scatter: Centred second moment ``sum (z - mean) (z - mean)^T``, shape ``(dim, dim)``.
+    """
+
+    n: Tensor
+    mean: Tensor
+    scatter: Tensor
+
+
+def row_moments(rows: Tensor) -> Moments:
+    """Moments of the rows that are finite; the others are left out.
+
+    The rows are centred by their own mean before they are multiplied, so that an offset, however large, costs no
+    digits. Nothing is read back to the host.
+
+    Args:
+        rows: Real floating-point tensor, shape ``(n, dim)``. A row with NaN, an infinity or an entry beyond 1e150 is
+            left out, and not counted in ``n``.
+
+    Example:
+        >>> row_moments(torch.tensor([[1.0], [3.0], [float("nan")]]))
+        Moments(n=tensor(2., dtype=torch.float64), mean=tensor([2.], dtype=torch.float64),
+                scatter=tensor([[2.]], dtype=torch.float64))
+    """
+    rows = rows.to(torch.float64)
+    good = (rows.abs() <= _LARGEST).all(-1, keepdim=True)
+    count = good.sum().to(torch.float64)
+    rows = torch.where(good, rows, 0)
+    mean = rows.sum(0) / count.clamp(min=1)
+    return Moments(count, mean, _gram(torch.where(good, rows - mean, 0)))
+
+
+def merge_moments(first: Moments, second: Moments) -> Moments:
+    r"""Moments of two sets of rows together, from the moments of each.
+
+    .. math::
+        M = M_a + M_b + \frac{n_a n_b}{n_a + n_b} \delta \delta^T, \qquad \delta = \bar z_b - \bar z_a
+
+    Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", Am. Stat. 37(3), 1983.
+
+    Example:
+        >>> a, b = torch.randn(5, 3), torch.randn(7, 3)
+        >>> whole = row_moments(torch.cat([a, b]))
+        >>> torch.allclose(merge_moments(row_moments(a), row_moments(b)).scatter, whole.scatter)
+        True
+    """
+    count = first.n + second.n
+    weight = second.n / count.clamp(min=1)
+    delta = second.mean - first.mean
+    scatter = torch.addr(first.scatter + second.scatter, delta * (first.n * weight), delta)
+    return Moments(count, first.mean + delta * weight, scatter)
+
+
+def principal_deviations(moments: Moments) -> Tensor:
+    r"""Standard deviations along the principal directions, descending.
+
+    .. math:: \sigma_k = \sqrt{\lambda_k(M) / n}
+
+    which are the singular values of the centred ``(n, dim)`` rows over ``sqrt(n)``. A value below
+    :data:`RESOLUTION` times the largest cannot be told from rounding and is given as 0.
+
+    Args:
+        moments: As made by :func:`row_moments` or :func:`merge_moments`.
+
+    Returns:
+        float64, shape ``(dim,)``; NaN if there are no rows.
+
+    Example:
+        >>> principal_deviations(row_moments(torch.tensor([[3.0, 0.0], [-3.0, 0.0]])))
+        tensor([3., 0.], dtype=torch.float64)
+    """
+    variances = torch.linalg.eigvalsh(moments.scatter / moments.n.clamp(min=1)).flip(-1).clamp(min=0)
+    variances = torch.where(variances < RESOLUTION**2 * variances[..., :1], 0, variances)
+    return torch.where(moments.n == 0, torch.nan, variances.sqrt())
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """``rows^T rows`` from the blocks on and above the diagonal: 5/8 of the multiplications."""
+    dim = rows.shape[1]
+    block = max(32, -(-dim // 4))
+    gram = rows.new_empty(dim, dim)
+    for start in range(0, dim, block):
+        gram[start : start + block, start:] = rows[:, start : start + block].T @ rows[:, start:]
+    return gram.triu() + gram.triu(1).T

@@ -1,0 +1,6 @@
+"""Metrics of the latents of a whole data split: their spectrum, and ranks read off it."""
+
+from lightning_rank.metrics.latent_spectrum import LatentSpectrum
+from lightning_rank.metrics.rank import EffectiveRank, NumericalRank, ParticipationRatio, StableRank
+
+__all__ = ["EffectiveRank", "LatentSpectrum", "NumericalRank", "ParticipationRatio", "StableRank"]

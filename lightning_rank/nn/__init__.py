@@ -1,0 +1,5 @@
+"""Modules."""
+
+from lightning_rank.nn.linear_bottleneck import LinearBottleneck
+
+__all__ = ["LinearBottleneck"]

@@ -1,0 +1,46 @@
+"""Submodules by the names that they have in the source, whether compiled or not."""
+
+import difflib
+
+from torch import nn
+
+
+def plain_name(name: str) -> str:
+    """Name of a submodule without what ``torch.compile`` puts in.
+
+    Example:
+        >>> plain_name("encoder._orig_mod.0"), plain_name("encoder._orig_mod")
+        ('encoder.0', 'encoder')
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def find_submodule(module: nn.Module, name: str, argument: str) -> nn.Module:
+    """The submodule called ``name``; of a compiled one its wrapper, which is what the parent calls.
+
+    Args:
+        module: Where to look.
+        name: Dotted name.
+        argument: What the caller calls ``name``, for the error.
+
+    Raises:
+        TypeError: ``name`` is not a string.
+        ValueError: There is no such submodule; the nearest names are given.
+
+    Example:
+        >>> find_submodule(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), "1", "layer")
+        ReLU()
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{argument}: expected the name of a submodule, got {type(name).__name__}")
+    modules: dict[str, nn.Module] = {}
+    for full_name, submodule in module.named_modules():
+        modules.setdefault(plain_name(full_name), submodule)
+    modules.pop("")
+    if name in modules:
+        return modules[name]
+    near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4) or [other for other in modules if "." not in other]
+    raise ValueError(
+        f"{argument}: expected the name of a submodule of {type(module).__name__}, got {name!r}; "
+        f"nearest: {', '.join(map(repr, near[:5])) or 'it has no submodules yet'}"
+    )

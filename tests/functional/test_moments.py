@@ -1,0 +1,65 @@
+"""Moments merge exactly, and lose no digits to an offset."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_rank.functional import Moments, merge_moments, principal_deviations, row_moments
+
+
+@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6), dim=st.integers(1, 40), seed=st.integers(0, 99))
+def test_shards_equal_the_whole(sizes, dim, seed):
+    rows = torch.randn(sum(sizes), dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 3
+    merged = row_moments(rows[:0])
+    for shard in rows.split(sizes):
+        merged = merge_moments(merged, row_moments(shard))
+    for ours, whole in zip(merged, row_moments(rows), strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-12)
+
+
+@given(n=st.integers(2, 60), dim=st.integers(1, 50), seed=st.integers(0, 99))
+def test_moments_agree_with_numpy(n, dim, seed):
+    rows = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+    count, mean, scatter = row_moments(rows)
+    exact = rows.double().numpy()
+    assert count.item() == n
+    np.testing.assert_allclose(mean.numpy(), exact.mean(0), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(
+        scatter.numpy(), np.cov(exact, rowvar=False, bias=True).reshape(dim, dim) * n, atol=1e-11
+    )
+    np.testing.assert_allclose(
+        principal_deviations(Moments(count, mean, scatter)), reference.deviations(exact), atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("offset", [0, 100, 1e4])
+def test_small_singular_values_survive_an_offset(offset):
+    scale = torch.logspace(0, -7, 16, dtype=torch.float64)
+    rows = torch.randn(4000, 16, dtype=torch.float64)
+    rows = torch.linalg.qr(rows - rows.mean(0)).Q * scale * 4000**0.5 + offset
+    merged = row_moments(rows[:0])
+    for chunk in rows.split(500):
+        merged = merge_moments(merged, row_moments(chunk))
+    tolerance = 1e-3 if offset <= 100 else 0.3  # the rows themselves are rounded to offset * 1e-16
+    torch.testing.assert_close(principal_deviations(merged), scale, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e200])
+def test_bad_rows_are_left_out(bad):
+    rows = torch.randn(20, 4, dtype=torch.float64)
+    spoiled = torch.cat([rows[:7], torch.full((1, 4), bad, dtype=torch.float64), rows[7:]])
+    spoiled[7, 1:] = 0
+    for ours, clean in zip(row_moments(spoiled), row_moments(rows), strict=True):
+        torch.testing.assert_close(ours, clean, rtol=1e-13, atol=1e-13)
+
+
+def test_rounding_reads_as_zero_and_no_rows_as_nan():
+    rows = torch.randn(3000, 5, dtype=torch.float64) @ torch.randn(5, 40, dtype=torch.float64) + 7
+    deviations = principal_deviations(row_moments(rows))
+    assert (deviations[:5] > 0).all()
+    assert (deviations[5:] == 0).all()
+    assert principal_deviations(row_moments(rows[:0])).isnan().all()
+    assert (principal_deviations(row_moments(rows[:1])) == 0).all()
