@@ -39,7 +39,8 @@ class EffectiveRankMonitor(Callback):
 
     With several layers the keys are ``rank/<layer>/effective`` and so on. Without validation data training batches
     are monitored, whose rows come from weights that change during the epoch; that is said once. The sanity check is
-    not logged. A spectrum plot goes to W&B and TensorBoard loggers if matplotlib is installed.
+    not logged. A spectrum plot goes to W&B and TensorBoard loggers if matplotlib is installed. List the monitor before
+    callbacks that run the module themselves at the end of a batch, or their rows count too.
 
     Args:
         layer: Dotted name of a submodule that returns one tensor, or several names. Latents are ``(B, dim)``,

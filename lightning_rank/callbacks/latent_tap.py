@@ -37,7 +37,7 @@ class LatentTap:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Be the hook."""
         if self.active:
-            self._take(output)
+            self._take(output)  # pyright: ignore[reportCallIssue]
 
     def __reduce__(self) -> tuple[type[LatentTap], tuple[()]]:
         return LatentTap, ()

@@ -90,7 +90,7 @@ class LatentSpectrum(Metric):
         if latents.ndim < 2 or latents.shape[axis] != self.dim:
             raise ValueError(
                 f"latents: expected {self.dim} features on axis {axis} of at least two, got shape "
-                f"{tuple(latents.shape)}; set dim to the width of the latents, or feature_axis to the axis of the features"
+                f"{tuple(latents.shape)}; set dim to their width, or feature_axis to the axis that holds the features"
             )
         # A copy: the next layer may write into its input.
         self.pending.append(as_rows(latents.detach(), axis).clone())
