@@ -76,6 +76,7 @@ class RankSweep:
         datamodule: What to train and validate on.
         dim: Width of the latents.
         output_dir: Where runs, table and pictures go.
+        name: What is trained on what: part of the identity of every run, and the W&B group.
         after: Name of the child that makes the latents.
         methods: Of ``plain`` (no linear layers), ``irmae`` (default initialization, one learning rate) and ``ours``
             (orthogonal with ``gain``, learning rate over depth).
@@ -96,6 +97,7 @@ class RankSweep:
         *,
         dim: int,
         output_dir: str | Path,
+        name: str = "rank_sweep",
         after: str = "encoder",
         methods: Sequence[str] = METHODS,
         depths: Sequence[int] = (0, 2, 4, 8),
@@ -110,12 +112,15 @@ class RankSweep:
         for method in methods:
             if method not in METHODS:
                 raise ValueError(f"methods: expected some of {METHODS}, got {method!r}")
+        if seeds < 1:
+            raise ValueError(f"seeds: expected 1 or more, got {seeds}")
         if logger not in LOGGERS:
             raise ValueError(f"logger: expected one of {LOGGERS}, got {logger!r}")
         self.make_autoencoder = make_autoencoder
         self.datamodule = datamodule
         self.dim = dim
         self.output_dir = Path(output_dir)
+        self.name = name
         self.after = after
         self.max_epochs = max_epochs
         self.variance_rtol = variance_rtol
@@ -165,7 +170,8 @@ class RankSweep:
             "dim": self.dim,
             "max_epochs": self.max_epochs,
             "variance_rtol": self.variance_rtol,
-            "data": str(self.output_dir.name),
+            "precision": self.trainer_options.get("precision"),
+            "sweep": self.name,
         }
 
     def _train(self, run: Run, title: str) -> None:
@@ -210,7 +216,7 @@ class RankSweep:
                 name=run.name,
                 id=directory.name,
                 project=self.project,
-                group=self.output_dir.name,
+                group=self.name,
                 tags=[run.method],
                 save_dir=directory,
                 mode=_wandb_mode(),
@@ -254,7 +260,8 @@ class _Progress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         shown = {"rank": "rank/effective", "val error": "val/loss"}
-        values = {key: f"{trainer.callback_metrics[name]:.2f}" for key, name in shown.items()}
+        metrics = trainer.callback_metrics
+        values = {key: f"{metrics[name]:.2f}" for key, name in shown.items() if name in metrics}
         self.bar.set_postfix(values, refresh=False)
         self.bar.update()
 
@@ -338,6 +345,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         choice.make_data(),
         dim=choice.dim,
         output_dir=args.output_dir or Path("outputs") / f"rank_sweep_{args.data}",
+        name=f"rank_sweep_{args.data}",
         methods=args.methods,
         depths=args.depths,
         gain=args.gain,

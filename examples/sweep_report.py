@@ -10,26 +10,31 @@ from matplotlib.figure import Figure
 LABELS = {"plain": "plain autoencoder", "irmae": "IRMAE style", "ours": "orthogonal, lr / depth (ours)"}
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-COLUMNS = {
-    "method": "method",
-    "depth": "depth",
-    "gain": "gain",
-    "seed": "seed",
+SETTINGS = ("method", "depth", "gain")
+MEASURES = {
     "rank/numerical": "numerical rank",
     "rank/effective": "effective rank",
-    "rank/participation": "participation",
-    "val/loss": "val error",
-    "epochs": "epochs",
+    "rank/participation": "participation ratio",
+    "val/loss": "validation error",
     "seconds": "seconds",
 }
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as a table of text, a row a run."""
-    cells = [list(COLUMNS.values())] + [[_cell(row.get(key)) for key in COLUMNS] for row in results]
+    """A row for each method and depth: the mean over seeds and, of several seeds, the smallest and largest value."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in results:
+        groups.setdefault(tuple(row[key] for key in SETTINGS), []).append(row)
+    cells = [[*SETTINGS, "seeds", *MEASURES.values()]]
+    for settings, rows in groups.items():
+        measures = [_spread([row[key] for row in rows if key in row]) for key in MEASURES]
+        cells.append([*("-" if value is None else str(value) for value in settings), str(len(rows)), *measures])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    lines = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def write_csv(results: list[dict[str, Any]], path: Path) -> None:
@@ -93,9 +98,8 @@ def _panels(results: list[dict[str, Any]], draw: Any) -> Figure:
     return figure
 
 
-def _cell(value: Any) -> str:
-    if value is None:
+def _spread(values: list[float]) -> str:
+    if not values:
         return "-"
-    if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.3g}"
-    return str(value)
+    mean = f"{sum(values) / len(values):.3g}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3g} to {max(values):.3g})"

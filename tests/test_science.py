@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_rank import LinearBottleneck, depth_scaled_param_groups
-from lightning_rank.functional import numerical_rank
+from lightning_rank.functional import numerical_rank, weight_decay_for_variance_cutoff
 from lightning_rank.metrics import LatentSpectrum
 
 OPTIMIZERS = {
@@ -58,17 +58,29 @@ def test_decoupled_decay_of_the_product(multiplier, low, high):
         assert low <= (1 - bottleneck.weight.detach().norm() / before).item() <= high
 
 
-def recovered(rank: int, depth: int, *, init: str = "orthogonal", multiplier="inverse_depth", steps: int = 1000):
+def recovered(
+    rank: int,
+    depth: int,
+    *,
+    gain: float = 0.03,
+    init: str = "orthogonal",
+    multiplier="inverse_depth",
+    steps: int = 1000,
+    weight_decay: float = 0.0,
+    reduction: str = "sum",
+):
     """Numerical rank of a linear autoencoder's latents, its excess error, and the variance ratio after ``rank``."""
     torch.manual_seed(1)
     module = data.synthetic(rank)
     (train,), (held_out,) = module.train.tensors, module.val.tensors
     encoder, decoder = nn.Linear(64, 32, bias=False), nn.Linear(32, 64, bias=False)
-    model = nn.Sequential(encoder, LinearBottleneck(32, depth, gain=0.03, init=init), decoder)
-    optimizer = torch.optim.Adam(depth_scaled_param_groups(model, 1e-3, multiplier=multiplier))
+    model = nn.Sequential(encoder, LinearBottleneck(32, depth, gain=gain, init=init), decoder)
+    groups = depth_scaled_param_groups(model, 1e-3, multiplier=multiplier, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(groups)
     for _ in range(steps):
         batch = train[torch.randint(len(train), (128,))]
-        loss = (model(batch) - batch).square().sum(1).mean()
+        squared = (model(batch) - batch).square()
+        loss = squared.sum(1).mean() if reduction == "sum" else squared.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -98,3 +110,20 @@ def test_contrasts_without_the_method():
     collapsed, excess, _ = recovered(8, 16, init="default", multiplier=1.0)
     assert collapsed < 8
     assert excess > 2
+
+
+@pytest.mark.parametrize(("rank", "depth"), [(4, 2), (8, 4), (16, 16)])
+def test_coupled_decay_holds_the_rank_where_it_is_lost_without(rank, depth):
+    decay = weight_decay_for_variance_cutoff(0.0077, depth)  # noise has a variance of 0.0025, the weakest signal 0.25
+    found, excess, ratio = recovered(rank, depth, gain=1.0, weight_decay=decay, steps=2500)
+    assert found == rank
+    assert 0.97 <= excess <= 1.06
+    assert ratio < 1e-5
+    assert recovered(rank, depth, gain=1.0, steps=2500)[0] > rank, "gain 1 without decay reduces nothing"
+
+
+def test_a_loss_averaged_over_features_wants_the_decay_over_their_number():
+    decay = weight_decay_for_variance_cutoff(0.0077, 4)
+    options = {"gain": 1.0, "steps": 2500}
+    assert recovered(8, 4, weight_decay=decay / 64, reduction="mean", **options)[0] == 8
+    assert recovered(8, 4, weight_decay=decay, reduction="mean", **options)[0] < 8

@@ -124,8 +124,8 @@ class DepthScaledLR(Callback):
                 raise
             raise MisconfigurationException(
                 f"DepthScaledLR gives the linear layers a param group of their own, and configure_optimizers then "
-                f"raised: {error}. A scheduler that takes one value for each group needs one for each of "
-                f"{', '.join(str(len(known.optimizer.param_groups)) for known in split)} groups, or better a single value for all "
+                f"raised: {error}. A scheduler that takes a value for each group needs one for each of "
+                f"{', '.join(str(len(known.optimizer.param_groups)) for known in split)} groups, or better one for all "
                 "(LambdaLR(optimizer, fn) instead of LambdaLR(optimizer, [fn])); an optimizer that takes one group "
                 "only (LBFGS) cannot be used with this callback."
             ) from error

@@ -10,6 +10,7 @@ from lightning_rank.functional.rank import (
     spectral_gap,
     stable_rank,
 )
+from lightning_rank.functional.weight_decay import variance_cutoff, weight_decay_for_variance_cutoff
 
 __all__ = [
     "Moments",
@@ -23,4 +24,6 @@ __all__ = [
     "row_moments",
     "spectral_gap",
     "stable_rank",
+    "variance_cutoff",
+    "weight_decay_for_variance_cutoff",
 ]

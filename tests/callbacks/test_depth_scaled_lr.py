@@ -156,16 +156,14 @@ def test_a_tensor_learning_rate_stays_the_same_tensor():
         seen.extend(group["lr"] for group in optimizer.param_groups)
         return [optimizer], [{"scheduler": lr_scheduler.ExponentialLR(optimizer, 0.5), "interval": "step"}]
 
-    trainer, _ = fit(configure, DepthScaledLR(), Ratios())
+    trainer, _ = fit(configure, DepthScaledLR())
     groups = trainer.optimizers[0].param_groups
     assert [group["lr"] for group in groups][1] is seen[1]
     assert seen[0] is not seen[1]
 
 
 def test_the_curves_are_named(tmp_path):
-    trainer, _ = fit(
-        adam, DepthScaledLR(), LearningRateMonitor("step"), logger=CSVLogger(tmp_path), log_every_n_steps=1
-    )
+    fit(adam, DepthScaledLR(), LearningRateMonitor("step"), logger=CSVLogger(tmp_path), log_every_n_steps=1)
     header, first, *_ = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     row = dict(zip(header.split(","), first.split(","), strict=True))
     assert float(row["lr-Adam/linear_bottleneck"]) == 0.25 * float(row["lr-Adam/base"]) == 2.5e-3
@@ -195,8 +193,9 @@ def test_nothing_is_left_behind():
 def test_the_instances_own_configure_optimizers_is_there_again():
     model = tiny.tiny()
     own = partial(adam, model)
-    trainer, _ = fit(adam, DepthScaledLR(), model=model)
-    assert vars(model)["configure_optimizers"].func is own.func
+    model.configure_optimizers = own
+    tiny.trainer(callbacks=[DepthScaledLR()]).fit(model, tiny.loader())
+    assert vars(model)["configure_optimizers"] is own
 
 
 def test_an_exception_in_fit_leaves_nothing_behind_and_another_fit_works():

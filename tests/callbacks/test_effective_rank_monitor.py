@@ -48,7 +48,7 @@ def test_the_logged_ranks_are_those_of_all_validation_latents():
 
 
 def test_each_validation_epoch_is_a_row_and_the_sanity_check_is_not():
-    trainer, _, monitor = fit(max_epochs=3, num_sanity_val_steps=2)
+    _, _, monitor = fit(max_epochs=3, num_sanity_val_steps=2)
     assert [(row["epoch"], row["step"]) for row in monitor.history] == [(0, 4), (1, 8), (2, 12)]
     assert all(row["rank/samples"] == 53 for row in monitor.history)
     _, _, monitor = fit(max_epochs=1, val_check_interval=0.5)
@@ -284,7 +284,7 @@ def test_autocast_latents_are_read_as_they_are():
 
 def test_bad_layers_are_refused():
     with pytest.raises(
-        ValueError, match="layer: .* a submodule of TinyAutoencoder, got 'linear_botleneck'; nearest: 'linear_b"
+        ValueError, match=r"layer: .* a submodule of TinyAutoencoder, got 'linear_botleneck'; nearest: 'linear_b"
     ):
         fit(monitor=EffectiveRankMonitor("linear_botleneck"))
     with pytest.raises(

@@ -1,0 +1,134 @@
+"""The example trainer, as a user runs it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import rank_sweep
+import torch
+
+SCRIPT = Path(rank_sweep.__file__)
+QUICK = ["--max-epochs", "2", "--depths", "0", "2"]
+
+
+def results(directory: Path) -> list[dict[str, str]]:
+    with (directory / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def command(directory: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), "--output-dir", str(directory), "--accelerator", "cpu", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    return clean | {"OMP_NUM_THREADS": "1", "HOME": more.get("HOME", clean.get("HOME", ""))} | more
+
+
+def test_digits_leave_table_pictures_and_a_wandb_run_each(tmp_path):
+    done = subprocess.run(
+        command(tmp_path, *QUICK), env=environment(HOME=str(tmp_path)), capture_output=True, text=True, check=True
+    )
+    rows = results(tmp_path)
+    assert [(row["method"], row["depth"], row["epochs"]) for row in rows] == [
+        ("plain", "0", "2"),
+        ("irmae", "2", "2"),
+        ("ours", "2", "2"),
+    ]
+    for row in rows:
+        assert 1 <= float(row["rank/effective"]) <= 32
+        assert float(row["rank/samples"]) == 449
+    for name in ("rank_curves.png", "spectra.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.glob("runs/*/wandb/offline-run-*/*.wandb"))) == 3
+    assert f"wandb sync {tmp_path}/runs/*/wandb/offline-run-*" in done.stdout
+    assert "| effective rank |" in " ".join(done.stdout.split())
+    assert "[3/3] ours-depth2-gain0.1-seed0" in done.stderr
+
+
+def test_the_default_is_seven_runs():
+    sweep = rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=".")
+    assert [(run.method, run.depth) for run in sweep.runs] == [
+        ("plain", 0),
+        *(("irmae", depth) for depth in (2, 4, 8)),
+        *(("ours", depth) for depth in (2, 4, 8)),
+    ]
+
+
+def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path):
+    arguments = command(tmp_path, "--logger", "none", "--max-epochs", "60", "--depths", "0", "2")
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/irmae*/last.ckpt")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Stopped with 1 of 3 runs finished" in output
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
+    (plain,) = tmp_path.glob("runs/plain*/result.json")
+    written = plain.stat().st_mtime_ns
+
+    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    assert plain.stat().st_mtime_ns == written, "a finished run is not repeated"
+    (irmae,) = tmp_path.glob("runs/irmae*/result.json")
+    assert [row["epoch"] for row in json.loads(irmae.read_text())["history"]] == list(range(60)), "one curve, no gap"
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 4
+
+
+def test_other_settings_are_other_runs(tmp_path):
+    for gain in ("0.1", "0.5"):
+        rank_sweep.main(
+            ["--logger", "none", *QUICK, "--gain", gain, "--methods", "ours", "--output-dir", str(tmp_path)]
+        )
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 2
+    synthetic = rank_sweep.main(
+        ["--logger", "csv", "--data", "synthetic", *QUICK, "--methods", "ours", "--output-dir", str(tmp_path)]
+    )
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 3
+    assert len(synthetic) == 1
+    assert list(tmp_path.glob("runs/ours*/logs/metrics.csv"))
+
+
+def test_synthetic_data_end_at_their_rank(tmp_path):
+    arguments = ["--logger", "none", "--data", "synthetic", "--methods", "ours", "--depths", "4", "--gain", "0.03"]
+    (result,) = rank_sweep.main([*arguments, "--variance-rtol", "1e-3", "--output-dir", str(tmp_path)])
+    assert result["rank/numerical"] == 8
+
+
+@pytest.mark.parametrize("launcher", ["plain python", "torchrun"])
+def test_two_processes_run_the_whole_sweep(launcher, tmp_path):
+    options = ["--logger", "none", "--devices", "2", "--strategy", "ddp", "--methods", "plain", "ours", *QUICK]
+    start = command(tmp_path, *options)
+    if launcher == "torchrun":
+        start[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    done = subprocess.run(start, env=environment(), capture_output=True, text=True, check=True, timeout=200)
+    rows = results(tmp_path)
+    assert [(row["method"], float(row["rank/samples"])) for row in rows] == [("plain", 449), ("ours", 449)]
+    assert done.stdout.count("written to") == 1
+
+
+def test_bad_settings_are_refused(tmp_path):
+    def sweep(**settings):
+        return rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=tmp_path, **settings)
+
+    with pytest.raises(ValueError, match=r"methods: expected some of .*, got 'vae'"):
+        sweep(methods=["vae"])
+    with pytest.raises(ValueError, match="depths: expected 0 for 'plain' or one above 0 for the others"):
+        sweep(methods=["plain"], depths=[4])
+    with pytest.raises(ValueError, match="seeds: expected 1 or more, got 0"):
+        sweep(seeds=0)
+    with pytest.raises(ValueError, match="logger: expected one of"):
+        sweep(logger="mlflow")
+    with pytest.raises(SystemExit):
+        rank_sweep.parse_args(["--data", "imagenet"])

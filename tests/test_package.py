@@ -1,0 +1,46 @@
+"""What importing the package brings, and what it does not."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import lightning_rank
+import lightning_rank.functional
+import lightning_rank.metrics
+
+
+def test_the_public_names_are_those_of_the_contract():
+    assert set(lightning_rank.__all__) == {
+        "DepthScaledLR",
+        "EffectiveRankMonitor",
+        "LinearBottleneck",
+        "LinearBottleneckMixin",
+        "attach_linear_bottleneck",
+        "collapse_linear_bottleneck",
+        "depth_scaled_param_groups",
+    }
+    assert set(lightning_rank.metrics.__all__) == {
+        "EffectiveRank",
+        "LatentSpectrum",
+        "NumericalRank",
+        "ParticipationRatio",
+        "StableRank",
+    }
+    for package in (lightning_rank, lightning_rank.functional, lightning_rank.metrics):
+        assert all(hasattr(package, name) for name in package.__all__)
+
+
+def test_the_version_is_in_one_place():
+    assert version("lightning-rank") == lightning_rank.__version__
+
+
+def test_importing_it_imports_no_extra():
+    # What lightning and torchmetrics import where it is installed is theirs.
+    script = (
+        "import sys, torch, lightning.pytorch, torchmetrics\n"
+        "before = set(sys.modules)\n"
+        "import lightning_rank\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "assert not new & {'matplotlib', 'sklearn', 'tensorboard', 'torchvision', 'wandb'}, new"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
