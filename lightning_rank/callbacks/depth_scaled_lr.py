@@ -7,10 +7,15 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.optim import Optimizer
 
-from lightning_rank.optim.param_groups import LinearGroup, Multiplier, check_multiplier, linear_groups
-from lightning_rank.optim.splitting import SplitOptimizer, splitting
+from lightning_rank.optim.param_groups import (
+    MULTIPLIER_KEY,
+    LinearGroup,
+    Multiplier,
+    check_multiplier,
+    linear_groups,
+)
+from lightning_rank.optim.splitting import GroupSplitter
 
 
 class DepthScaledLR(Callback):
@@ -52,7 +57,7 @@ class DepthScaledLR(Callback):
         check_multiplier(multiplier)
         self.multiplier: Multiplier = multiplier
         self.tie = tie
-        self._split: list[SplitOptimizer] = []
+        self._splitter: GroupSplitter | None = None
         self._multipliers: dict[str, float] = {}
         self._restored_multipliers: dict[str, float] = {}
         self._undo: list[Callable[[], Any]] = []
@@ -61,6 +66,12 @@ class DepthScaledLR(Callback):
         """Stand in for the module's ``configure_optimizers`` while it fits."""
         if stage != "fit":
             return
+        if type(trainer.strategy).__name__ == "DeepSpeedStrategy":
+            raise MisconfigurationException(
+                "DepthScaledLR: DeepSpeed builds its own optimizer around the param groups and may set their learning "
+                "rates itself, so the ratio cannot be promised. Use ModelParallelStrategy or FSDPStrategy, or, with a "
+                "scheduler that only scales learning rates, depth_scaled_param_groups in configure_optimizers"
+            )
         self._clean_up()
         attributes = vars(pl_module)
         # An instance may have its own, as LightningCLI installs one: it is what must be there again afterwards.
@@ -80,13 +91,17 @@ class DepthScaledLR(Callback):
         self._undo.append(restore)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if a checkpoint was trained with other multipliers."""
-        if self._restored_multipliers and self._restored_multipliers != self._multipliers:
+        """Take over what was restored, and say so if it was trained with other multipliers."""
+        if self._splitter is None:
+            return
+        for config in trainer.lr_scheduler_configs:
+            self._splitter.split_per_group_lists(config.scheduler.optimizer, config.scheduler)
+        restored, now = self._restored_multipliers, self._splitter.multipliers()
+        if any(restored.get(name, multiplier) != multiplier for name, multiplier in now.items()):
             rank_zero_warn(
-                f"DepthScaledLR: the checkpoint was trained with the multipliers {self._restored_multipliers}; "
-                f"training goes on with {self._multipliers}"
+                f"DepthScaledLR: the checkpoint was trained with the multipliers {restored}; training goes on with "
+                f"{now}"
             )
-        self._restored_multipliers = {}
         self._apply_ties()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,80 +122,75 @@ class DepthScaledLR(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The multiplier of each group, by name."""
-        return {"multipliers": dict(self._multipliers)}
+        return {"multipliers": self._multipliers if self._splitter is None else self._splitter.multipliers()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what the checkpoint was trained with; what this callback was given holds."""
         self._restored_multipliers = dict(state_dict["multipliers"])
 
     def _configure_split(self, pl_module: LightningModule, configure_optimizers: Callable[[], Any]) -> Any:
-        groups = linear_groups(pl_module, self.multiplier)
-        split: list[SplitOptimizer] = []
+        splitter = GroupSplitter(_linear_groups(pl_module, self.multiplier))
         try:
-            with splitting(groups) as split:
+            with splitter.splitting():
                 configured = configure_optimizers()
         except ValueError as error:
+            split = [optimizer for optimizer in splitter.optimizers if splitter.is_split(optimizer)]
             if not split:
                 raise
             raise MisconfigurationException(
                 f"DepthScaledLR gives the linear layers a param group of their own, and configure_optimizers then "
                 f"raised: {error}. A scheduler that takes a value for each group needs one for each of "
-                f"{', '.join(str(len(known.optimizer.param_groups)) for known in split)} groups, or better one for all "
+                f"{', '.join(str(len(optimizer.param_groups)) for optimizer in split)} groups, or better one for all "
                 "(LambdaLR(optimizer, fn) instead of LambdaLR(optimizer, [fn])); an optimizer that takes one group "
                 "only (LBFGS) cannot be used with this callback."
             ) from error
         if configured is not None:
-            _check_covered(groups, split)
-        self._split = split
-        self._multipliers = {
-            known.optimizer.param_groups[tie.linear]["name"]: tie.multiplier for known in split for tie in known.ties
-        }
-        if self.tie:
-            for known in split:
-                handle = known.optimizer.register_step_pre_hook(_tie_before_step(known))
-                self._undo.append(handle.remove)
-        _announce(split)
+            for group, count in splitter.missing():
+                raise MisconfigurationException(
+                    f"DepthScaledLR: {count} of {len(group.params)} layers of {group.name!r} are in no optimizer "
+                    "that configure_optimizers built. Pass them to one, freeze them (requires_grad_(False)), or, if "
+                    "the optimizer was built earlier, build it inside configure_optimizers"
+                )
+        for optimizer in splitter.optimizers:
+            self._undo.append(splitter.watch(optimizer))
+            if self.tie:
+                self._undo.append(optimizer.register_step_pre_hook(splitter.tie).remove)
+        self._splitter = splitter
+        _announce(splitter)
         return configured
 
     def _apply_ties(self) -> None:
-        if self.tie:
-            for known in self._split:
-                for tie in known.ties:
-                    tie.apply(known.optimizer)
+        if self.tie and self._splitter is not None:
+            for optimizer in self._splitter.optimizers:
+                self._splitter.tie(optimizer)
 
     def _clean_up(self) -> None:
+        self._multipliers = self.state_dict()["multipliers"]
         while self._undo:
             self._undo.pop()()
-        self._split = []
+        self._splitter = None
 
 
-def _tie_before_step(split: SplitOptimizer) -> Callable[..., None]:
-    def tie(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for each in split.ties:
-            each.apply(optimizer)
-
-    return tie
-
-
-def _check_covered(groups: list[LinearGroup], split: list[SplitOptimizer]) -> None:
-    taken = set[int]().union(*(known.taken for known in split))
+def _linear_groups(pl_module: LightningModule, multiplier: Multiplier) -> list[LinearGroup]:
+    groups = linear_groups(pl_module, multiplier)
     for group in groups:
-        missing = [p for p in group.params if p.requires_grad and id(p) not in taken]
-        if missing:
+        if group.depth > 0 and not group.params:
             raise MisconfigurationException(
-                f"DepthScaledLR: {len(missing)} of {len(group.params)} layers of {group.name!r} are in no optimizer "
-                "that configure_optimizers built. Pass them to one, freeze them (requires_grad_(False)), or, if the "
-                "optimizer was built earlier, build it inside configure_optimizers"
+                f"DepthScaledLR: the layers of {group.name!r} have no parameters of their own any more: a strategy has "
+                "flattened them together with others. Under FSDP, keep them apart with FSDPStrategy(use_orig_params="
+                "True), or use ModelParallelStrategy"
             )
+    return groups
 
 
-def _announce(split: list[SplitOptimizer]) -> None:
-    for known in split:
-        param_groups = known.optimizer.param_groups
-        width = max(len(group["name"]) for group in param_groups)
-        multipliers = {tie.linear: tie.multiplier for tie in known.ties}
+def _announce(splitter: GroupSplitter) -> None:
+    for optimizer in splitter.optimizers:
+        if not splitter.is_split(optimizer):
+            continue
+        groups = optimizer.param_groups
+        width = max(len(group["name"]) for group in groups)
         lines = [
-            f"  {group['name']:<{width}}  {len(group['params']):>5} tensors  lr x {multipliers.get(index, 1):g}"
-            for index, group in enumerate(param_groups)
+            f"  {group['name']:<{width}}  {len(group['params']):>5} tensors  lr x {group.get(MULTIPLIER_KEY, 1):g}"
+            for group in groups
         ]
-        rank_zero_info("\n".join([f"DepthScaledLR: param groups of {type(known.optimizer).__name__}", *lines]))
+        rank_zero_info("\n".join([f"DepthScaledLR: param groups of {type(optimizer).__name__}", *lines]))

@@ -250,7 +250,7 @@ def test_a_bottleneck_in_no_optimizer_is_named():
 
 
 def test_scaling_twice_is_refused():
-    with pytest.raises(ValueError, match="scaled by depth already"):
+    with pytest.raises(RuntimeError, match="scaled by depth already"):
         fit(lambda model: torch.optim.Adam(depth_scaled_param_groups(model, 1e-2)), DepthScaledLR())
 
 
