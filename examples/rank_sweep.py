@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import data
 import sweep_report
+import torch
 from autoencoders import linear_autoencoder, mlp_autoencoder
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -76,7 +78,8 @@ class RankSweep:
         datamodule: What to train and validate on.
         dim: Width of the latents.
         output_dir: Where runs, table and pictures go.
-        name: What is trained on what: part of the identity of every run, and the W&B group.
+        name: What is trained on what, as the settings below do not say it: part of the identity of every run, for
+            a run of the same settings is taken for finished; and the W&B group.
         after: Name of the child that makes the latents.
         methods: Of ``plain`` (no linear layers), ``irmae`` (default initialization, one learning rate) and ``ours``
             (orthogonal with ``gain``, learning rate over depth).
@@ -97,7 +100,7 @@ class RankSweep:
         *,
         dim: int,
         output_dir: str | Path,
-        name: str = "rank_sweep",
+        name: str,
         after: str = "encoder",
         methods: Sequence[str] = METHODS,
         depths: Sequence[int] = (0, 2, 4, 8),
@@ -109,6 +112,12 @@ class RankSweep:
         project: str = "lightning-rank",
         trainer_options: dict[str, Any] | None = None,
     ) -> None:
+        if not gain > 0:
+            raise ValueError(f"gain: expected a positive number, got {gain}")
+        if min(depths, default=-1) < 0:
+            raise ValueError(f"depths: expected numbers of 0 or more, got {list(depths)}")
+        if max_epochs < 1:
+            raise ValueError(f"max_epochs: expected 1 or more, got {max_epochs}")
         for method in methods:
             if method not in METHODS:
                 raise ValueError(f"methods: expected some of {METHODS}, got {method!r}")
@@ -170,7 +179,8 @@ class RankSweep:
             "dim": self.dim,
             "max_epochs": self.max_epochs,
             "variance_rtol": self.variance_rtol,
-            "precision": self.trainer_options.get("precision"),
+            "after": self.after,
+            "trainer": {key: str(value) for key, value in self.trainer_options.items()},
             "sweep": self.name,
         }
 
@@ -184,7 +194,7 @@ class RankSweep:
             after=self.after,
             dim=self.dim,
             depth=run.depth,
-            gain=run.gain or 1.0,
+            gain=1.0 if run.gain is None else run.gain,
             init="orthogonal" if run.method == "ours" else "default",
         )
         monitor = EffectiveRankMonitor(variance_rtol=self.variance_rtol, log_spectrum_every_n_epochs=50)
@@ -194,7 +204,7 @@ class RankSweep:
             callbacks.append(LearningRateMonitor("epoch"))
         every = max(1, self.max_epochs // 15)
         checkpoint = ModelCheckpoint(directory, "last", every_n_epochs=every, enable_version_counter=False)
-        last = directory / "last.ckpt"
+        last = _resumable(directory / "last.ckpt", self.max_epochs)
         trainer = Trainer(
             max_epochs=self.max_epochs,
             callbacks=[*callbacks, monitor, checkpoint, _Progress(title), _SaveResult(run, monitor, directory)],
@@ -205,16 +215,23 @@ class RankSweep:
             num_sanity_val_steps=0,
             **self.trainer_options,
         )
-        trainer.fit(module, datamodule=self.datamodule, ckpt_path=str(last) if last.exists() else None)
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        exit_code = 1
+        try:
+            trainer.fit(module, datamodule=self.datamodule, ckpt_path=last)
+            exit_code = 0
+        finally:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish(exit_code)
 
     def _make_logger(self, run: Run, directory: Path) -> Logger | None:
         if self.logger == "wandb":
-            # The id makes a resumed run one curve, not two.
+            # Its id, kept with the run, makes a resumed run one curve, not two.
+            path = directory / "wandb_id.txt"
+            if rank_zero_only.rank == 0 and not path.exists():
+                path.write_text(uuid.uuid4().hex[:8])
             return WandbLogger(
                 name=run.name,
-                id=directory.name,
+                id=path.read_text() if path.exists() else None,
                 project=self.project,
                 group=self.name,
                 tags=[run.method],
@@ -224,7 +241,9 @@ class RankSweep:
             )
         if self.logger == "none":
             return None
-        return (CSVLogger if self.logger == "csv" else TensorBoardLogger)(directory, name="", version="logs")
+        if self.logger == "csv":
+            return CSVLogger(directory, name="csv")  # a resumed run writes another version: it cannot append
+        return TensorBoardLogger(directory, name="", version="tensorboard")
 
     @rank_zero_only
     def _report(self, results: list[dict[str, Any]]) -> None:
@@ -297,6 +316,14 @@ class _SaveResult(Callback):
         partial.replace(self.directory / "result.json")
 
 
+def _resumable(checkpoint: Path, max_epochs: int) -> str | None:
+    """The checkpoint, unless there is none, or the run was killed between its last one and its result."""
+    if not checkpoint.exists():
+        return None
+    finished_epochs = torch.load(checkpoint, weights_only=True, map_location="cpu")["epoch"] + 1
+    return str(checkpoint) if finished_epochs < max_epochs else None
+
+
 def _wandb_mode() -> str:
     """What the environment says, else offline where no account is set up."""
     import wandb
@@ -350,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         depths=args.depths,
         gain=args.gain,
         seeds=args.seeds,
-        max_epochs=args.max_epochs or choice.max_epochs,
+        max_epochs=choice.max_epochs if args.max_epochs is None else args.max_epochs,
         variance_rtol=args.variance_rtol,
         logger=args.logger,
         trainer_options={

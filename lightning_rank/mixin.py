@@ -1,5 +1,6 @@
 """Putting a linear bottleneck into an autoencoder that has none."""
 
+import copy
 import warnings
 from itertools import chain
 from typing import Any, TypeVar
@@ -83,13 +84,12 @@ def attach_linear_bottleneck(
     """Give an existing module a linear bottleneck behind one of its children.
 
     The output of ``module.<after>`` passes through the new child ``module.linear_bottleneck`` from now on, wherever
-    the module calls it. No existing parameter changes its name, so checkpoints saved without the bottleneck still
-    load: its own weights then stay as they are, with a warning. ``load_from_checkpoint`` of the module's class knows
-    nothing of what was attached to an instance: use :class:`LinearBottleneckMixin` for it, or attach and then
-    ``load_state_dict``.
+    that child is called (``module.<after>.forward(x)`` alone is not a call). No existing parameter changes its name,
+    so checkpoints saved without the bottleneck still load: its own weights then stay as they are, with a warning.
+    ``load_from_checkpoint`` of the module's class knows nothing of what was attached to an instance: use
+    :class:`LinearBottleneckMixin` for it, or attach and then ``load_state_dict``.
 
-    Attach before the child is compiled, or to a child that is compiled alone; code compiled earlier keeps running
-    without the bottleneck.
+    Code that ``torch.compile`` made earlier would not notice, so it is dropped (``torch.compiler.reset``).
 
     Args:
         module: The autoencoder; any ``nn.Module``.
@@ -155,29 +155,41 @@ def collapse_linear_bottleneck(module: ModuleT) -> ModuleT:
 
 
 class _PassThrough:
-    """Forward hook that sends a module's output through a bottleneck.
+    """Forward hook that sends a module's output through its parent's bottleneck, whatever that is at the time.
 
-    It holds the bottleneck itself, so that copies and pickles of the model, or of the hooked child alone, come with
-    the right one.
+    It holds the parent's children rather than the parent, so that a copy of the hooked child alone does not bring the
+    parent, and with it a trainer, along.
     """
 
-    def __init__(self, bottleneck: LinearBottleneck, after: str) -> None:
-        self.bottleneck = bottleneck
+    def __init__(self, children: dict[str, nn.Module | None], after: str) -> None:
+        self.children = children
         self.after = after
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        bottleneck = self.children.get(CHILD)
+        if bottleneck is None:
+            return output
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"after={self.after!r}: expected that child to return one tensor, got {type(output).__name__}; call "
                 "self.linear_bottleneck(latents) in forward instead (LinearBottleneckMixin, after=None)"
             )
-        return self.bottleneck(output)
+        return bottleneck(output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_PassThrough":
+        # With the parent, its children are being copied already; a child alone gets a bottleneck of its own.
+        children = memo.get(id(self.children))
+        if children is None:
+            children = {CHILD: copy.deepcopy(self.children.get(CHILD), memo)}
+        return _PassThrough(children, self.after)
 
 
 def _add(module: nn.Module, after: str | None, dim: int, depth: int, **options: Any) -> None:
     if hasattr(module, CHILD):
         raise ValueError(f"module: expected no attribute {CHILD!r} yet, but {type(module).__name__} has one")
     parents = [module] if after is None else [find_submodule(module, after, "after"), module]
+    if isinstance(parents[0], nn.ModuleList | nn.ModuleDict):
+        raise ValueError(f"after: expected a child that is called, got {after!r}, a {type(parents[0]).__name__}")
     # Where the latents are made, there the bottleneck belongs: same device, same precision.
     parameters = chain.from_iterable(parent.parameters() for parent in parents)
     like = next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))
@@ -185,7 +197,9 @@ def _add(module: nn.Module, after: str | None, dim: int, depth: int, **options: 
     bottleneck.register_load_state_dict_pre_hook(_keep_own_weights)
     module.add_module(CHILD, bottleneck.train(module.training))
     if after is not None:
-        parents[0].register_forward_hook(_PassThrough(bottleneck, after))
+        parents[0].register_forward_hook(_PassThrough(module._modules, after))
+        # Compiled code does not look whether a module has got a hook since: not even code of an equal module.
+        torch.compiler.reset()
 
 
 def _keep_own_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

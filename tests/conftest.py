@@ -12,3 +12,15 @@ hypothesis.settings.load_profile("ci")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much of the matrix of optimizers and schedulers was run."""
+    counts = {
+        outcome: sum("test_depth_scaled_lr_matrix" in report.nodeid and "-" in report.nodeid for report in reports)
+        for outcome, reports in terminalreporter.stats.items()
+        if outcome in ("passed", "failed", "skipped")
+    }
+    if sum(counts.values()):
+        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        terminalreporter.write_line(f"DepthScaledLR, optimizers x schedulers x intervals: {told}")

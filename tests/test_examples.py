@@ -53,7 +53,7 @@ def test_digits_leave_table_pictures_and_a_wandb_run_each(tmp_path):
 
 
 def test_the_default_is_seven_runs():
-    sweep = rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=".")
+    sweep = rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=".", name="here")
     assert [(run.method, run.depth) for run in sweep.runs] == [
         ("plain", 0),
         *(("irmae", depth) for depth in (2, 4, 8)),
@@ -97,7 +97,16 @@ def test_other_settings_are_other_runs(tmp_path):
     )
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 3
     assert len(synthetic) == 1
-    assert list(tmp_path.glob("runs/ours*/logs/metrics.csv"))
+    assert list(tmp_path.glob("runs/ours*/csv/version_0/metrics.csv"))
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_result_is_trained_again(tmp_path):
+    arguments = ["--logger", "none", *QUICK, "--methods", "ours", "--output-dir", str(tmp_path)]
+    (first,) = rank_sweep.main(arguments)
+    (path,) = tmp_path.glob("runs/*/result.json")
+    path.unlink()
+    (again,) = rank_sweep.main(arguments)
+    assert again["rank/effective"] == first["rank/effective"]
 
 
 def test_synthetic_data_end_at_their_rank(tmp_path):
@@ -120,12 +129,18 @@ def test_two_processes_run_the_whole_sweep(launcher, tmp_path):
 
 def test_bad_settings_are_refused(tmp_path):
     def sweep(**settings):
-        return rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=tmp_path, **settings)
+        return rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=tmp_path, name="bad", **settings)
 
     with pytest.raises(ValueError, match=r"methods: expected some of .*, got 'vae'"):
         sweep(methods=["vae"])
     with pytest.raises(ValueError, match="depths: expected 0 for 'plain' or one above 0 for the others"):
         sweep(methods=["plain"], depths=[4])
+    with pytest.raises(ValueError, match="depths: expected numbers of 0 or more"):
+        sweep(depths=[0, -2])
+    with pytest.raises(ValueError, match="gain: expected a positive number, got 0"):
+        sweep(gain=0)
+    with pytest.raises(ValueError, match="max_epochs: expected 1 or more, got 0"):
+        sweep(max_epochs=0)
     with pytest.raises(ValueError, match="seeds: expected 1 or more, got 0"):
         sweep(seeds=0)
     with pytest.raises(ValueError, match="logger: expected one of"):

@@ -111,6 +111,63 @@ def test_compiled_children(order):
     torch.testing.assert_close(net.encoder(x), expected)
 
 
+@pytest.mark.parametrize("what", ["the child", "the whole"])
+def test_code_compiled_for_an_equal_module_without_the_bottleneck_is_not_used(what):
+    def compiled(net):
+        if what == "the whole":
+            return torch.compile(net, backend="eager")
+        net.encoder = torch.compile(net.encoder, backend="eager")
+        return net
+
+    x = torch.randn(3, 10)
+    compiled(dense())(x)
+    net = attach_linear_bottleneck(dense(), dim=6, depth=2)
+    expected = net(x)
+    torch.testing.assert_close(compiled(net)(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_the_bottleneck_may_be_compiled_or_replaced_and_is_what_its_name_says(backend):
+    net = attach_linear_bottleneck(dense(), dim=6, depth=2)
+    x = torch.randn(3, 10)
+    if backend:
+        calls = []
+        expected = net(x)
+        net.linear_bottleneck = torch.compile(net.linear_bottleneck, backend=backend)
+        net.linear_bottleneck.register_forward_hook(lambda *_: calls.append(1))
+        torch.testing.assert_close(net(x), expected)
+        assert calls == [1]
+    else:
+        net.linear_bottleneck = nn.Identity()
+        torch.testing.assert_close(net.encoder(x), net.encoder[1](net.encoder[0](x)))
+        del net.linear_bottleneck
+        torch.testing.assert_close(net.encoder(x), net.encoder[1](net.encoder[0](x)))
+
+
+def test_a_copy_of_the_child_alone_has_a_bottleneck_of_its_own_and_nothing_else():
+    net = attach_linear_bottleneck(dense(), dim=6, depth=2)
+    net.decoder.heavy = [1]
+    encoder = copy.deepcopy(net.encoder)
+    x = torch.randn(3, 10)
+    torch.testing.assert_close(encoder(x), net.encoder(x))
+    (hook,) = encoder._forward_hooks.values()
+    assert list(hook.children) == ["linear_bottleneck"]
+    with torch.no_grad():
+        hook.children["linear_bottleneck"].layers[0].weight.zero_()
+    assert not torch.allclose(encoder(x), net.encoder(x))
+
+
+def test_a_child_with_two_names_is_found_by_either():
+    class Aliased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = dense()
+            self.encoder = self.net.encoder
+
+    assert attach_linear_bottleneck(Aliased(), "encoder", dim=6).linear_bottleneck.dim == 6
+
+
 def test_it_is_made_where_and_as_the_child_is():
     net = attach_linear_bottleneck(dense().double().eval(), dim=6, depth=2)
     assert net.linear_bottleneck.weight.dtype == torch.float64
@@ -188,6 +245,9 @@ def test_bad_arguments_are_refused():
     with pytest.raises(TypeError, match=r"module: expected an nn.Module, got dict"):
         attach_linear_bottleneck({}, dim=6)
     assert not hasattr(net, "linear_bottleneck")
+    net.blocks = nn.ModuleList([nn.Linear(3, 3)])
+    with pytest.raises(ValueError, match="after: expected a child that is called, got 'blocks', a ModuleList"):
+        attach_linear_bottleneck(net, "blocks", dim=3)
     attach_linear_bottleneck(net, dim=5)
     with pytest.raises(ValueError, match=r"input: expected 5 features on axis 1, got shape \(3, 6\)"):
         net(torch.randn(3, 10))

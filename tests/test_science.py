@@ -58,6 +58,19 @@ def test_decoupled_decay_of_the_product(multiplier, low, high):
         assert low <= (1 - bottleneck.weight.detach().norm() / before).item() <= high
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_coupled_decay_of_the_product_under_sgd_is_that_of_one_matrix(depth):
+    bottleneck = LinearBottleneck(16, depth, gain=1.0, dtype=torch.float64)
+    optimizer = torch.optim.SGD(depth_scaled_param_groups(bottleneck, 1e-3, weight_decay=0.1))
+    for parameter in bottleneck.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = bottleneck.weight.detach()
+    for _ in range(200):
+        optimizer.step()
+    torch.testing.assert_close(bottleneck.weight.detach(), before * (1 - 1e-4 / depth) ** (200 * depth))
+    assert (1 - bottleneck.weight.detach().norm() / before.norm()).item() == pytest.approx(0.0198, abs=5e-4)
+
+
 def recovered(
     rank: int,
     depth: int,

@@ -1,12 +1,13 @@
 """The callback that trains the linear layers at a learning rate scaled by their depth."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
 
 from lightning_rank.optim.param_groups import (
     MULTIPLIER_KEY,
@@ -31,8 +32,20 @@ class DepthScaledLR(Callback):
     The groups are named (``base`` and the name of the bottleneck), which is what ``LearningRateMonitor`` shows; list
     this callback before it.
 
-    Decoupled weight decay (AdamW) shrinks a layer by ``1 - lr * weight_decay`` a step: at ``lr / N`` on each of ``N``
-    layers the product shrinks as a single matrix would.
+    Weight decay keeps its end-to-end strength. Decoupled (AdamW), and coupled under plain SGD, it shrinks each of the
+    ``N`` layers by :math:`1 - \eta\lambda/N` a step, so their product by
+
+    .. math:: (1 - \eta\lambda/N)^N = 1 - \eta\lambda + O(\eta^2)
+
+    as a single matrix at :math:`\eta` would be. Coupled under Adam it is part of the gradient that Adam normalizes;
+    where decay and loss balance does not depend on a learning rate.
+
+    Optimizers may be built inside ``configure_optimizers`` or earlier, as ``LightningCLI`` does, and in every form that
+    Lightning accepts. A checkpoint of a run without this callback resumes with it, each parameter keeping its
+    optimizer state. To resume without it a run that had it, keep it with ``multiplier=1.0``: without any, the number of
+    param groups does not fit. DDP and FSDP2 (``ModelParallelStrategy``) are tested in two processes on the CPU; FSDP
+    works on the same terms with ``use_orig_params=True``, which is read off its code and not tested; flattened
+    parameters and DeepSpeed are refused. LBFGS takes one param group only and is refused, too.
 
     Args:
         multiplier: ``"inverse_depth"`` for 1/depth of each bottleneck, or one number for all.
@@ -73,21 +86,20 @@ class DepthScaledLR(Callback):
                 "scheduler that only scales learning rates, depth_scaled_param_groups in configure_optimizers"
             )
         self._clean_up()
+        self._restored_multipliers = {}
         attributes = vars(pl_module)
         # An instance may have its own, as LightningCLI installs one: it is what must be there again afterwards.
         installed = attributes.get("configure_optimizers")
         original = pl_module.configure_optimizers
-
-        @functools.wraps(original)
-        def configure_optimizers() -> Any:
-            return self._configure_split(pl_module, original)
 
         def restore() -> None:
             attributes.pop("configure_optimizers", None)
             if installed is not None:
                 attributes["configure_optimizers"] = installed
 
-        pl_module.configure_optimizers = configure_optimizers
+        pl_module.configure_optimizers = _Interception(
+            pl_module, original, functools.partial(self._configure_split, pl_module, original)
+        )
         self._undo.append(restore)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,23 +145,28 @@ class DepthScaledLR(Callback):
         try:
             with splitter.splitting():
                 configured = configure_optimizers()
+            # Some were built earlier, as LightningCLI does.
+            leaves = list(_leaves(configured))
+            for optimizer in leaves:
+                if isinstance(optimizer, Optimizer):
+                    schedulers = [leaf for leaf in leaves if getattr(leaf, "optimizer", None) is optimizer]
+                    splitter.split_existing(optimizer, schedulers)
         except ValueError as error:
-            split = [optimizer for optimizer in splitter.optimizers if splitter.is_split(optimizer)]
-            if not split:
+            sizes = [str(len(known.param_groups)) for known in splitter.optimizers if splitter.is_split(known)]
+            if not sizes:
                 raise
             raise MisconfigurationException(
                 f"DepthScaledLR gives the linear layers a param group of their own, and configure_optimizers then "
                 f"raised: {error}. A scheduler that takes a value for each group needs one for each of "
-                f"{', '.join(str(len(optimizer.param_groups)) for optimizer in split)} groups, or better one for all "
-                "(LambdaLR(optimizer, fn) instead of LambdaLR(optimizer, [fn])); an optimizer that takes one group "
-                "only (LBFGS) cannot be used with this callback."
+                f"{', '.join(sizes)} groups, or better one for all (LambdaLR(optimizer, fn) instead of "
+                "LambdaLR(optimizer, [fn])); an optimizer that takes one group only (LBFGS) cannot be used with this "
+                "callback."
             ) from error
         if configured is not None:
             for group, count in splitter.missing():
                 raise MisconfigurationException(
                     f"DepthScaledLR: {count} of {len(group.params)} layers of {group.name!r} are in no optimizer "
-                    "that configure_optimizers built. Pass them to one, freeze them (requires_grad_(False)), or, if "
-                    "the optimizer was built earlier, build it inside configure_optimizers"
+                    "that configure_optimizers returned. Pass them to one, or freeze them (requires_grad_(False))"
                 )
         for optimizer in splitter.optimizers:
             self._undo.append(splitter.watch(optimizer))
@@ -171,6 +188,25 @@ class DepthScaledLR(Callback):
         self._splitter = None
 
 
+class _Interception:
+    """Stands in for a module's ``configure_optimizers``; a copy or a pickle of the module gets its own one back."""
+
+    def __init__(self, pl_module: LightningModule, original: Callable[[], Any], call: Callable[[], Any]) -> None:
+        functools.update_wrapper(self, original)
+        self.pl_module = pl_module
+        self.call = call
+
+    def __call__(self) -> Any:
+        return self.call()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # While a copy is being put together its attributes are not there yet, so this is the method of its class.
+        return getattr, (self.pl_module, "configure_optimizers")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return type(self.pl_module).configure_optimizers.__get__(memo.get(id(self.pl_module), self.pl_module))
+
+
 def _linear_groups(pl_module: LightningModule, multiplier: Multiplier) -> list[LinearGroup]:
     groups = linear_groups(pl_module, multiplier)
     for group in groups:
@@ -181,6 +217,17 @@ def _linear_groups(pl_module: LightningModule, multiplier: Multiplier) -> list[L
                 "True), or use ModelParallelStrategy"
             )
     return groups
+
+
+def _leaves(configured: Any) -> Iterator[Any]:
+    """What ``configure_optimizers`` returned, out of its lists, tuples and dicts."""
+    if isinstance(configured, dict):
+        configured = list(configured.values())
+    if isinstance(configured, list | tuple):
+        for item in configured:
+            yield from _leaves(item)
+    else:
+        yield configured
 
 
 def _announce(splitter: GroupSplitter) -> None:

@@ -15,15 +15,16 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_rank import functional
 from lightning_rank.callbacks.latent_tap import LatentTap
 from lightning_rank.callbacks.spectrum_picture import send_picture, spectrum_figure
+from lightning_rank.functional.moments import RESOLUTION
 from lightning_rank.nn.submodules import find_submodule
 
 
 class EffectiveRankMonitor(Callback):
     r"""Logs ranks of a layer's output over the whole validation split, once a validation epoch.
 
-    The spectrum is exact: the singular values of the centred latents of all rows on all processes, without the
-    samples that a ``DistributedSampler`` repeats, accumulated in float64 in :math:`O(\text{dim}^2)` memory. Every
-    process logs the same values, so ``ModelCheckpoint`` and ``EarlyStopping`` can watch them.
+    The spectrum is exact: the singular values of the centred latents of all rows on all processes, accumulated in
+    float64 in :math:`O(\text{dim}^2)` memory. Every process logs the same values, so ``ModelCheckpoint`` and
+    ``EarlyStopping`` can watch them.
 
     ==================== ==========================================================================================
     key                  value
@@ -37,10 +38,14 @@ class EffectiveRankMonitor(Callback):
     rank/dropped_rows    rows left out for a NaN or an infinity
     ==================== ==========================================================================================
 
-    With several layers the keys are ``rank/<layer>/effective`` and so on. Without validation data training batches
-    are monitored, whose rows come from weights that change during the epoch; that is said once. The sanity check is
-    not logged. A spectrum plot goes to W&B and TensorBoard loggers if matplotlib is installed. List the monitor before
-    callbacks that run the module themselves at the end of a batch, or their rows count too.
+    With several layers, in one monitor or several, the keys are ``rank/<layer>/effective`` and so on. Samples that a
+    ``DistributedSampler`` repeats to fill up do not count, where a step passes each sample through the layer once, the
+    samples along the first axis. Compiled layers are seen, but not under ``fullgraph=True``.
+
+    Without validation data training batches are monitored, whose rows come from weights that change during the epoch;
+    that is said once. The sanity check is not logged. A spectrum plot goes to W&B and TensorBoard loggers if matplotlib
+    is installed. List the monitor before callbacks that run the module themselves at the end of a batch, or their rows
+    count too.
 
     Args:
         layer: Dotted name of a submodule that returns one tensor, or several names. Latents are ``(B, dim)``,
@@ -89,7 +94,9 @@ class EffectiveRankMonitor(Callback):
         self.log_spectrum_every_n_epochs = log_spectrum_every_n_epochs
         self.singular_values: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
+        self._restored_history: list[dict[str, float]] | None = None
         self._taps: list[LatentTap] = []
+        self._own_keys = len(self.layers) > 1
         self._on_training_batches = False
         self._warned_silent: set[str] = set()
 
@@ -100,6 +107,13 @@ class EffectiveRankMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the hooks, early enough for whoever compiles the module next."""
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        others = [other for other in callbacks if isinstance(other, EffectiveRankMonitor) and other is not self]
+        twice = {layer for other in others for layer in other.layers} & set(self.layers)
+        if twice:
+            raise ValueError(f"layer: expected each layer in one EffectiveRankMonitor only, got {sorted(twice)} in two")
+        self._own_keys = len(self.layers) + len(others) > 1
+        self._restored_history = None
         self._remove_taps()
         if stage in ("fit", "validate"):
             # A layer that configure_model is yet to make is looked for again when the stage starts.
@@ -115,7 +129,9 @@ class EffectiveRankMonitor(Callback):
         self._set_taps(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See whether there is validation data."""
+        """See whether there is validation data, and go on from the curve of the checkpoint."""
+        if self._restored_history is not None:
+            self.history, self._restored_history = self._restored_history, None
         self._on_training_batches = not trainer.enable_validation or sum(trainer.num_val_batches) == 0
         if self._on_training_batches:
             rank_zero_info(
@@ -129,18 +145,18 @@ class EffectiveRankMonitor(Callback):
             self._begin_epoch()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take in what comes."""
-        self._activate(self._on_training_batches)
+        """Take in what comes, save for the samples that fill up a distributed split."""
+        self._activate(self._on_training_batches, _valid_samples(trainer.train_dataloader, batch_idx))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Gradient checkpointing runs layers again: those rows were counted."""
-        if trainer.training:
-            self._activate(False)
+        for tap in self._taps:
+            tap.active = False
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on where a step has several backward passes."""
         if trainer.training:
-            self._activate(self._on_training_batches)
+            self._activate(self._on_training_batches, self._taps[0].valid if self._taps else None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -193,16 +209,19 @@ class EffectiveRankMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far."""
-        return {"history": [dict(row) for row in self.history]}
+        history = self.history if self._restored_history is None else self._restored_history
+        return {"history": [dict(row) for row in history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the curve of the checkpoint."""
-        self.history = [dict(row) for row in state_dict["history"]]
+        """Remember the curve of the checkpoint; only training goes on from it, validating a checkpoint does not."""
+        self._restored_history = [dict(row) for row in state_dict["history"]]
 
     def _set_taps(self, pl_module: nn.Module) -> None:
         if not self._taps:
             found = {layer: find_submodule(pl_module, layer, "layer") for layer in self.layers}
             self._taps = [LatentTap(layer, module) for layer, module in found.items()]
+            # Compiled code does not look whether a module has got a hook since: not even code of an equal module.
+            torch.compiler.reset()
 
     def _remove_taps(self) -> None:
         for tap in self._taps:
@@ -220,7 +239,7 @@ class EffectiveRankMonitor(Callback):
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row: dict[str, float] = {}
         for tap in self._taps:
-            prefix = "rank" if len(self._taps) == 1 else f"rank/{tap.layer}"
+            prefix = f"rank/{tap.layer}" if self._own_keys else "rank"
             row |= {f"{prefix}/{key}": value for key, value in self._measure(tap, trainer, pl_module).items()}
             if tap.layer in self.singular_values and self._picture_is_due(trainer):
                 self._send_picture(trainer, prefix, tap.layer)
@@ -242,8 +261,8 @@ class EffectiveRankMonitor(Callback):
             if tap.layer not in self._warned_silent:
                 self._warned_silent.add(tap.layer)
                 rank_zero_warn(
-                    f"EffectiveRankMonitor: layer {tap.layer!r} was not called through its __call__ in this epoch, so "
-                    "there is no rank to log; a module compiled before this callback was set up cannot be seen either"
+                    f"EffectiveRankMonitor: layer {tap.layer!r} was not called in this epoch (its forward alone is not "
+                    "a call), so there is no rank to log"
                 )
             return {}
         with torch.inference_mode(False), torch.no_grad(), metric.sync_context():
@@ -255,7 +274,7 @@ class EffectiveRankMonitor(Callback):
             "numerical": float(functional.numerical_rank(singular_values, variance_rtol=self.variance_rtol)),
             "participation": float(functional.participation_ratio(singular_values)),
             "stable": float(functional.stable_rank(singular_values)),
-            "gap": float(functional.spectral_gap(singular_values)),
+            "gap": float(functional.spectral_gap(singular_values, rtol=RESOLUTION)),
             "samples": samples,
             "dropped_rows": dropped,
         }
@@ -283,14 +302,14 @@ def _validation_loaders(trainer: Trainer) -> list[Any]:
 def _valid_samples(loader: Any, batch_idx: int) -> tuple[int, int] | None:
     """``(batch, valid)`` if the last samples of this process's batch repeat some that another process has.
 
-    A distributed sampler hands out indices round robin and fills up from the start, so process ``k`` of ``world`` has
-    ``len(range(k, n, world))`` samples of its own. That is known only if the sampler does not shuffle.
+    A distributed sampler fills its list of indices up from the start and hands it out round robin, so process ``k`` of
+    ``world`` has ``len(range(k, n, world))`` samples of its own, and the repeated ones come last.
     """
     sampler = getattr(loader, "sampler", None)
     batch_size = getattr(loader, "batch_size", None)
     if not isinstance(loader, DataLoader) or not isinstance(sampler, DistributedSampler) or batch_size is None:
         return None
-    if sampler.shuffle or sampler.drop_last:
+    if sampler.drop_last:
         return None
     start = batch_idx * batch_size
     batch = min(batch_size, sampler.num_samples - start)

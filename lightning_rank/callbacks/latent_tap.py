@@ -60,7 +60,17 @@ class LatentTap:
             raise TypeError(f"layer={self.layer!r}: expected it to return a real floating-point tensor, got {got}")
         if self.valid is not None and output.shape[0] == self.valid[0]:
             output = output[: self.valid[1]]
+        if output.ndim < 2:
+            raise ValueError(
+                f"layer={self.layer!r}: expected it to return (B, dim), (B, T, dim) or (B, dim, H, W), got shape "
+                f"{tuple(output.shape)}"
+            )
+        axis = resolve_feature_axis(output.ndim, self._feature_axis)
         if self.metric is None:
-            axis = resolve_feature_axis(output.ndim, self._feature_axis)
             self.metric = self.new_metric(output.shape[axis], output.device)
+        if output.shape[axis] != self.metric.dim:
+            raise ValueError(
+                f"layer={self.layer!r}: expected {self.metric.dim} features, as it returned before in this epoch, got "
+                f"shape {tuple(output.shape)}"
+            )
         self.metric.update(output)

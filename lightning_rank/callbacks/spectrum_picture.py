@@ -36,8 +36,8 @@ def spectrum_figure(singular_values: Tensor, title: str, rank: int) -> Figure:
 def send_picture(loggers: Iterable[Any], key: str, figure: Figure, step: int) -> None:
     """Send a figure to every W&B and TensorBoard logger, of whichever of Lightning's two packages."""
     for logger in loggers:
-        kind = type(logger).__name__
-        if kind == "WandbLogger":
+        kinds = {kind.__name__ for kind in type(logger).__mro__}
+        if "WandbLogger" in kinds:
             logger.log_image(key=key, images=[figure], step=step)
-        elif kind == "TensorBoardLogger":
+        elif "TensorBoardLogger" in kinds:
             logger.experiment.add_figure(key, figure, global_step=step)

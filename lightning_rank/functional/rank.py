@@ -114,31 +114,36 @@ def participation_ratio(singular_values: Tensor) -> Tensor:
     return torch.where(squares == 0, 0, total / torch.where(squares == 0, 1, squares))
 
 
-def spectral_gap(singular_values: Tensor) -> Tensor:
+def spectral_gap(singular_values: Tensor, *, rtol: float | None = None) -> Tensor:
     r"""Position of the largest gap: the rank at which the spectrum falls most.
 
     .. math:: \arg\max_k \; \sigma_k / \sigma_{k+1}
 
-    with the singular values in descending order. Values below ``K * eps`` of the largest are rounding and count as
-    equal to it, so that a fall into rounding counts once and a fall inside rounding never. A spectrum that does not
-    fall at all has full rank.
+    with the singular values in descending order. Those below ``rtol`` of the largest are rounding and count as equal
+    to that, so that a fall into rounding counts as far as it is known, and a fall inside rounding never. A spectrum
+    that does not fall at all has full rank.
 
     Args:
         singular_values: Non-negative singular values, shape ``(..., K)``.
+        rtol: What is rounding, relative to the largest. ``None`` takes ``K * eps``, as ``torch.linalg.matrix_rank``
+            does; for the spectrum of a :class:`LatentSpectrum` it is
+            :data:`~lightning_rank.functional.moments.RESOLUTION`.
 
     Returns:
         int64, shape ``(...)``, between 1 and ``K``; 0 for the zero spectrum.
 
     Raises:
         TypeError: ``singular_values`` is not a real floating-point tensor.
-        ValueError: It has no last axis, an empty one, or a negative entry.
+        ValueError: It has no last axis, an empty one, or a negative entry; or ``rtol`` is not in (0, 1).
 
     Example:
         >>> spectral_gap(torch.tensor([1.0, 0.8, 0.7, 1e-4, 1e-5]))
         tensor(3)
     """
     relative = _relative(singular_values)
-    floor = relative.shape[-1] * torch.finfo(relative.dtype).eps
+    floor = relative.shape[-1] * torch.finfo(relative.dtype).eps if rtol is None else rtol
+    if not 0 < floor < 1:
+        raise ValueError(f"rtol: expected a number in (0, 1), got {rtol!r}")
     logs = relative.sort(-1, descending=True).values.clamp(min=floor).log()
     falls = torch.cat([logs[..., :-1] - logs[..., 1:], torch.zeros_like(logs[..., :1])], -1)
     # argmax takes the first of equal falls: look from the end, so that "no fall anywhere" means full rank.

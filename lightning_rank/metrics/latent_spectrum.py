@@ -1,9 +1,11 @@
 """The spectrum of the latents of a whole split, accumulated batch by batch."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
@@ -111,9 +113,13 @@ class LatentSpectrum(Metric):
         self._flush()
         super().sync(*args, **kwargs)
 
-    def set_dtype(self, dst_type: str | torch.dtype) -> "LatentSpectrum":
-        """Nothing is converted: in a narrower type than float64 the small singular values would be lost."""
-        return self
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        def move(tensor: Tensor) -> Tensor:
+            # To other devices, but not to other types: in a narrower one than float64 small values would be lost.
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, exclude_state)
 
     def _flush(self) -> None:
         # The state is replaced, not written into: members of a compute group share it, and a state made in inference

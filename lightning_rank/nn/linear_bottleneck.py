@@ -13,6 +13,36 @@ from lightning_rank.functional.feature_axis import resolve_feature_axis
 Init = Literal["orthogonal", "default"]
 
 
+class OrthogonalLinear(nn.Linear):
+    """A square bias-free layer that initializes itself to ``gain`` times an orthogonal matrix.
+
+    It does so itself because whoever materializes a module from the meta device calls ``reset_parameters`` of each
+    layer, not of the whole.
+
+    Args:
+        dim: Width.
+        gain: Every singular value of the weight.
+        device: Device of the weight.
+        dtype: Data type of the weight.
+    """
+
+    def __init__(
+        self, dim: int, gain: float, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.gain = gain  # nn.Linear's constructor initializes
+        super().__init__(dim, dim, bias=False, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw an orthogonal matrix anew."""
+        if self.weight.is_meta:
+            return
+        # The decomposition behind it wants float32 or wider.
+        wide = torch.empty_like(self.weight, dtype=torch.promote_types(self.weight.dtype, torch.float32))
+        nn.init.orthogonal_(wide, gain=self.gain)
+        with torch.no_grad():
+            self.weight.copy_(wide)
+
+
 class LinearBottleneck(nn.Module):
     r"""A stack of ``depth`` bias-free linear layers of one width.
 
@@ -81,24 +111,15 @@ class LinearBottleneck(nn.Module):
         if not (feature_axis is None or (isinstance(feature_axis, int) and not isinstance(feature_axis, bool))):
             raise TypeError(f"feature_axis: expected an int or None, got {type(feature_axis).__name__}")
         self.feature_axis = feature_axis
-        device = torch.get_default_device() if device is None else device
-        self.layers = nn.ModuleList(_uninitialized(dim, device, dtype) for _ in range(depth))
+        self.layers = nn.ModuleList(self._new_layer(device, dtype) for _ in range(depth))
         # With no layers, something still has to know where the module is and in which precision.
         self.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
         self._composed: tuple[list[Tensor], Tensor] | None = None
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialize all layers anew, as ``init`` and ``gain`` say."""
         for layer in self._linears():
-            if self.init == "default":
-                layer.reset_parameters()
-            elif not layer.weight.is_meta:
-                # The decomposition behind an orthogonal matrix wants float32 or wider.
-                wide = torch.empty_like(layer.weight, dtype=torch.promote_types(layer.weight.dtype, torch.float32))
-                nn.init.orthogonal_(wide, gain=self.gain ** (1 / self.depth))
-                with torch.no_grad():
-                    layer.weight.copy_(wide)
+            layer.reset_parameters()
 
     @property
     def weight(self) -> Tensor:
@@ -113,9 +134,8 @@ class LinearBottleneck(nn.Module):
         Like every ``nn.Linear`` it acts on the last axis, whatever ``feature_axis`` is here.
         """
         weight = self.weight.detach()
-        linear = _uninitialized(self.dim, weight.device, weight.dtype)
-        with torch.no_grad():
-            linear.weight.copy_(weight)
+        linear = nn.Linear(self.dim, self.dim, bias=False, device="meta", dtype=weight.dtype)
+        linear.weight = nn.Parameter(weight)
         return linear.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -139,6 +159,11 @@ class LinearBottleneck(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles make the kept product anew.
         return self.__dict__ | {"_composed": None}
+
+    def _new_layer(self, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Linear:
+        if self.init == "default":
+            return nn.Linear(self.dim, self.dim, bias=False, device=device, dtype=dtype)
+        return OrthogonalLinear(self.dim, self.gain ** (1 / self.depth), device=device, dtype=dtype)
 
     def _linears(self) -> list[nn.Linear]:
         return cast("list[nn.Linear]", list(self.layers))
@@ -197,11 +222,6 @@ def _apply(weight: Tensor, input: Tensor, axis: int) -> Tensor:
         return F.linear(input, weight)
     # The axes behind the features become the columns, so that the output is laid out as the input is.
     return torch.matmul(weight, input.flatten(axis + 1)).reshape(input.shape)
-
-
-def _uninitialized(dim: int, device: torch.device | str, dtype: torch.dtype | None) -> nn.Linear:
-    """A layer whose weight is about to be written; ``nn.Linear`` alone would draw one first."""
-    return nn.Linear(dim, dim, bias=False, device="meta", dtype=dtype).to_empty(device=device)
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -34,7 +34,7 @@ def find_submodule(module: nn.Module, name: str, argument: str) -> nn.Module:
     if not isinstance(name, str):
         raise TypeError(f"{argument}: expected the name of a submodule, got {type(name).__name__}")
     modules: dict[str, nn.Module] = {}
-    for full_name, submodule in module.named_modules():
+    for full_name, submodule in module.named_modules(remove_duplicate=False):
         modules.setdefault(plain_name(full_name), submodule)
     modules.pop("")
     if name in modules:

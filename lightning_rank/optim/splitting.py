@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_rank.optim.param_groups import MULTIPLIER_KEY, LinearGroup
 
@@ -50,6 +50,27 @@ class GroupSplitter:
             Optimizer.add_param_group = add_param_group
         for optimizer in self.optimizers:
             self._name_groups(optimizer)
+
+    def split_existing(self, optimizer: Optimizer, schedulers: Sequence[Any]) -> None:
+        """Split the groups of an optimizer that was built before, and stretch the lists of its schedulers.
+
+        Raises:
+            ValueError: The optimizer takes one group only, and would miss the parameters split off.
+        """
+        if any(optimizer is known for known in self.optimizers):
+            return
+        if isinstance(optimizer, LBFGS):
+            raise ValueError("optimizer: LBFGS takes one param group only, and cannot be used with DepthScaledLR")
+        param_groups = optimizer.param_groups[:]
+        optimizer.param_groups.clear()
+        for group in param_groups:
+            optimizer.param_groups.append(group)
+            # A group of an earlier split stays behind its partner.
+            if MULTIPLIER_KEY not in group:
+                self._split_last_group(optimizer)
+        self._name_groups(optimizer)
+        for scheduler in schedulers:
+            self.split_per_group_lists(optimizer, scheduler)
 
     def watch(self, optimizer: Optimizer) -> Callable[[], None]:
         """From now on split groups that are added later, too, and checkpoints saved before groups were split.
@@ -112,7 +133,7 @@ class GroupSplitter:
         return [(group, count) for group, count in counts if count]
 
     def split_per_group_lists(self, optimizer: Optimizer, scheduler: Any) -> None:
-        """Stretch a scheduler's per-group lists, restored from before the groups were split, to the groups there are.
+        """Stretch a scheduler's lists, one entry for each group before they were split, to the groups there are.
 
         Args:
             optimizer: The optimizer that it schedules.
@@ -121,15 +142,16 @@ class GroupSplitter:
         for inner in getattr(scheduler, "_schedulers", []):
             self.split_per_group_lists(optimizer, inner)
         owners = [self._owner_of(group) for group in optimizer.param_groups]
-        for name in ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums"):
+        rates = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
+        for name in (*rates, "base_momentums", "max_momentums", "lr_lambdas"):
             values = getattr(scheduler, name, None)
             if not isinstance(values, list) or len(values) != owners.count(None) or len(values) == len(owners):
                 continue
             position, stretched = -1, []
             for owner in owners:
                 position += owner is None
-                factor = 1.0 if owner is None or name.endswith("momentums") else owner.multiplier
-                stretched.append(values[position] * factor)
+                factor = owner.multiplier if owner is not None and name in rates else None
+                stretched.append(values[position] if factor is None else values[position] * factor)
             setattr(scheduler, name, stretched)
 
     def _owner_of(self, group: dict[str, Any]) -> LinearGroup | None:

@@ -1,6 +1,8 @@
 """DepthScaledLR: the ratio holds at every step, and nothing else changes."""
 
+import copy
 import math
+import pickle
 from functools import partial
 
 import pytest
@@ -190,6 +192,20 @@ def test_nothing_is_left_behind():
     assert not trainer.optimizers[0]._optimizer_step_pre_hooks
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_made_during_fit_has_its_own_configure_optimizers(duplicate):
+    class Copy(Callback):
+        def on_train_start(self, trainer, pl_module):
+            fabric, pl_module._trainer = pl_module._trainer, None
+            self.twin = duplicate(pl_module)
+            pl_module._trainer = fabric
+
+    model, copier = tiny.tiny(), Copy()
+    tiny.trainer(callbacks=[DepthScaledLR(), copier], max_epochs=1).fit(model, tiny.loader())
+    (group,) = copier.twin.configure_optimizers().param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in copier.twin.parameters()}
+
+
 def test_the_instances_own_configure_optimizers_is_there_again():
     model = tiny.tiny()
     own = partial(adam, model)
@@ -238,15 +254,15 @@ def test_one_entry_lists_are_refused_with_the_way_out():
 def test_lbfgs_is_refused_with_the_reason():
     with pytest.raises(MisconfigurationException, match="an optimizer that takes one group only"):
         fit(lambda model: torch.optim.LBFGS(model.parameters()), DepthScaledLR())
+    early = tiny.tiny()
+    optimizer = torch.optim.LBFGS(early.parameters())
+    with pytest.raises(ValueError, match="LBFGS takes one param group only"):
+        fit(lambda model: optimizer, DepthScaledLR(), model=early)
 
 
 def test_a_bottleneck_in_no_optimizer_is_named():
     with pytest.raises(MisconfigurationException, match="4 of 4 layers of 'linear_bottleneck' are in no optimizer"):
         fit(lambda model: torch.optim.Adam(model.encoder.parameters()), DepthScaledLR())
-    early = tiny.tiny()
-    optimizer = adam(early)
-    with pytest.raises(MisconfigurationException, match="build it inside configure_optimizers"):
-        fit(lambda model: optimizer, DepthScaledLR(), model=early)
 
 
 def test_scaling_twice_is_refused():

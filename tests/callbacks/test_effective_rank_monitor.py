@@ -1,6 +1,7 @@
 """EffectiveRankMonitor: exact over the whole split, the same everywhere, seen by those who watch it."""
 
 import math
+import warnings
 
 import pytest
 import reference
@@ -257,6 +258,56 @@ def test_two_monitors_keep_their_states_apart(tmp_path):
     trainer.save_checkpoint(tmp_path / "both.ckpt", weights_only=False)
     states = torch.load(tmp_path / "both.ckpt", weights_only=True)["callbacks"]
     assert states[first.state_key]["history"] == first.history != second.history == states[second.state_key]["history"]
+    for monitor in (first, second):
+        (layer,) = monitor.layers
+        expected = reference.effective_rank(monitor.singular_values[layer].numpy())
+        assert trainer.callback_metrics[f"rank/{layer}/effective"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_layer_in_two_monitors_is_refused():
+    with pytest.raises(ValueError, match=r"in one EffectiveRankMonitor only, got \['linear_bottleneck'\] in two"):
+        fit(callbacks=[EffectiveRankMonitor(["encoder", "linear_bottleneck"])])
+
+
+def test_validating_a_checkpoint_keeps_the_curve_and_training_from_it_goes_on_from_its_own(tmp_path):
+    trainer, model, monitor = fit(max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt", weights_only=False)
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(model, tiny.loader(), tiny.loader(53, 10, seed=2))
+    curve = monitor.history
+    assert len(curve) == 4
+    trainer.validate(model, tiny.loader(20, 10), ckpt_path=tmp_path / "two.ckpt", verbose=False, weights_only=False)
+    assert monitor.history == curve
+    _, _, other = fit(max_epochs=1)
+    trainer = tiny.trainer(callbacks=[other], max_epochs=3)
+    trainer.fit(model, tiny.loader(), tiny.loader(53, 10, seed=2), ckpt_path=tmp_path / "two.ckpt", weights_only=False)
+    assert [row["epoch"] for row in other.history] == [0, 1, 2]
+    assert other.history[:2] == curve[:2]
+
+
+def test_code_compiled_for_an_equal_module_without_the_hooks_is_not_used():
+    twin = tiny.TinyAutoencoder()
+    torch.compile(twin.encoder, backend="eager")(tiny.rows())
+    model = tiny.TinyAutoencoder()
+    model.encoder = torch.compile(model.encoder, backend="eager")
+    _, _, monitor = fit(model, EffectiveRankMonitor("encoder"), max_epochs=1)
+    assert monitor.history[0]["rank/samples"] == 53
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 10.0])
+def test_the_gap_is_found_in_float32_latents_whose_rounding_is_near_the_resolution(offset):
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("basis", torch.linalg.qr(torch.randn(32, 3)).Q)
+            self.register_buffer("bias", offset * torch.randn(32))
+
+        def forward(self, x):
+            return x[:, :3] @ self.basis.T + self.bias
+
+    model = WithModules(Offset(), nn.Linear(32, tiny.FEATURES))
+    _, _, monitor = fit(model, EffectiveRankMonitor("encoder"), max_epochs=1)
+    assert monitor.history[0]["rank/gap"] == 3
 
 
 def test_the_spectrum_is_a_picture_in_tensorboard(tmp_path):
@@ -291,6 +342,8 @@ def test_bad_layers_are_refused():
         TypeError, match="layer='encoder': expected it to return a real floating-point tensor, got tuple"
     ):
         fit(WithModules(nn.LSTM(tiny.FEATURES, tiny.DIM), nn.Identity()), EffectiveRankMonitor("encoder"))
+    with pytest.raises(ValueError, match=r"layer='encoder': expected it to return \(B, dim\).* got shape \(10,\)"):
+        fit(WithModules(nn.Sequential(nn.Linear(10, 1), nn.Flatten(0)), nn.Identity()), EffectiveRankMonitor("encoder"))
     with pytest.raises(TypeError, match="layer: expected the dotted name of a submodule, got int"):
         EffectiveRankMonitor([1])
     for bad in ([], ["encoder", "encoder"]):
@@ -313,6 +366,22 @@ class Gather(Callback):
         torch.save(
             (values, self.monitor.singular_values, self.monitor.history), self.directory / str(trainer.global_rank)
         )
+
+
+def test_repeated_samples_do_not_count_in_shuffled_validation_and_in_training(tmp_path):
+    for name, loaders, expected in (
+        ("val", (tiny.loader(), DataLoader(TensorDataset(tiny.rows(31)), 8, shuffle=True)), 31),
+        ("train", (tiny.loader(31, 8),), 31),
+    ):
+        monitor = EffectiveRankMonitor()
+        (tmp_path / name).mkdir()
+        callbacks = [monitor, Gather(tmp_path / name, monitor)]
+        trainer = tiny.trainer(callbacks=callbacks, max_epochs=1, devices=2, strategy="ddp_fork")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*shuffling enabled.*")
+            trainer.fit(tiny.tiny(), *loaders)
+        _, _, history = torch.load(tmp_path / name / "0")
+        assert history[0]["rank/samples"] == expected, name
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(31, 8), (33, 4), (1, 4)])

@@ -1,5 +1,7 @@
 """A run that was interrupted and resumed ends as the unbroken one."""
 
+from contextlib import nullcontext
+
 import pytest
 import tiny
 import torch
@@ -7,7 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import lr_scheduler
 
-from lightning_rank import DepthScaledLR, EffectiveRankMonitor
+from lightning_rank import DepthScaledLR, EffectiveRankMonitor, depth_scaled_param_groups
 
 EPOCHS = 5
 
@@ -72,17 +74,163 @@ def test_interrupted_and_resumed_equals_unbroken(processes, tmp_path):
         assert [row["epoch"] for row in resumed[2]] == list(range(EPOCHS))
 
 
+SCHEDULERS = {
+    "none": None,
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=60),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 30, eta_min=1e-3),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 7),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 1e-1, 4),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=5), lr_scheduler.CosineAnnealingWarmRestarts(o, 7)], [5]
+    ),
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.LinearLR(o, 0.1, total_iters=5), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+}
+
+
+class LRs(Callback):
+    """The learning rates that each step used, and what was restored, by name of parameter."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.steps = []
+        trainer.optimizers[0].register_step_post_hook(
+            lambda o, args, kwargs: self.steps.append([float(group["lr"]) for group in o.param_groups])
+        )
+
+    def on_train_start(self, trainer, pl_module):
+        state = trainer.optimizers[0].state
+        self.restored = {
+            name: {key: value.clone() for key, value in state[parameter].items()}
+            for name, parameter in pl_module.named_parameters()
+            if parameter in state
+        }
+
+
+def stage(path, epochs, *callbacks, scheduler="none", model=None, optimizer=torch.optim.Adam, resume=True):
+    """Train to ``epochs``, from the checkpoint at ``path`` if there is one, and save there."""
+    torch.manual_seed(1)
+    model = model or tiny.tiny()
+
+    def configure_optimizers():
+        built = optimizer(model.parameters(), lr=1e-2)
+        if SCHEDULERS[scheduler] is None:
+            return built
+        return [built], [{"scheduler": SCHEDULERS[scheduler](built), "interval": "step"}]
+
+    model.configure_optimizers = configure_optimizers
+    lrs = LRs()
+    trainer = tiny.trainer(callbacks=[*callbacks, lrs], max_epochs=epochs)
+    ckpt_path = path if resume and path.exists() else None
+    trainer.fit(model, tiny.loader(), ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
+    trainer.save_checkpoint(path, weights_only=False)
+    return trainer, model, lrs
+
+
+def saved_state(path, model):
+    """The optimizer state in a checkpoint of a run with one group, by name of parameter."""
+    (optimizer,) = torch.load(path, weights_only=True)["optimizer_states"]
+    (group,) = optimizer["param_groups"]
+    names = [name for name, _ in model.named_parameters()]
+    return {name: optimizer["state"][key] for name, key in zip(names, group["params"], strict=True)}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_run_without_the_callback_goes_on_with_it(scheduler, tmp_path):
+    path = tmp_path / "last.ckpt"
+    _, _, unbroken = stage(tmp_path / "unbroken.ckpt", 5, scheduler=scheduler)
+    _, model, _ = stage(path, 2, scheduler=scheduler)
+    saved = saved_state(path, model)
+    _, _, lrs = stage(path, 5, DepthScaledLR(), scheduler=scheduler)
+    assert set(lrs.restored) == set(saved), "every parameter has its state back"
+    for name, state in saved.items():
+        for key, value in state.items():
+            torch.testing.assert_close(lrs.restored[name][key], value, rtol=0, atol=0)
+    assert [base for base, _ in lrs.steps] == pytest.approx([base for (base,) in unbroken.steps[8:]], rel=1e-12)
+    assert all(linear == base / 4 for base, linear in lrs.steps)
+    # And on, now with to with.
+    _, _, lrs = stage(path, 6, DepthScaledLR(), scheduler=scheduler)
+    assert len(lrs.steps) == 4
+    assert all(linear == base / 4 for base, linear in lrs.steps)
+
+
+def test_states_are_migrated_by_parameter_whatever_their_order(tmp_path):
+    def interleaved(parameters, lr):
+        first, *rest = parameters
+        return torch.optim.Adam([*rest[::-1], first], lr=lr)
+
+    path = tmp_path / "last.ckpt"
+    trainer, model, _ = stage(path, 2, optimizer=interleaved)
+    expected = {name: trainer.optimizers[0].state[p]["exp_avg"] for name, p in model.named_parameters()}
+    _, _, lrs = stage(path, 3, DepthScaledLR(), optimizer=interleaved)
+    for name, value in expected.items():
+        assert torch.equal(lrs.restored[name]["exp_avg"], value)
+
+
+def test_a_run_without_the_bottleneck_goes_on_with_it(tmp_path):
+    path = tmp_path / "last.ckpt"
+    plain = tiny.TinyAutoencoder()
+    stage(path, 2, model=plain)
+    saved = saved_state(path, plain)
+    with pytest.warns(UserWarning, match="saved without the bottleneck"):
+        _, _, lrs = stage(path, 3, DepthScaledLR())
+    assert set(lrs.restored) == set(saved)
+    for name, state in saved.items():
+        assert torch.equal(lrs.restored[name]["exp_avg"], state["exp_avg"])
+    assert all(linear == base / 4 for base, linear in lrs.steps)
+
+
+def test_without_the_callback_lightning_asks_for_it_and_a_multiplier_of_one_leaves_it_without_effect(tmp_path):
+    path = tmp_path / "last.ckpt"
+    stage(path, 2, DepthScaledLR())
+    with (
+        pytest.warns(UserWarning, match=r"add the following callbacks: \[.DepthScaledLR.\]"),
+        pytest.raises(ValueError, match="different number of parameter groups"),
+    ):
+        stage(path, 3)
+    with pytest.warns(UserWarning, match="goes on with"):
+        _, _, lrs = stage(path, 3, DepthScaledLR(multiplier=1.0))
+    assert all(linear == base for base, linear in lrs.steps)
+
+
 def test_another_multiplier_is_said_and_holds(tmp_path):
-    run(tmp_path)
-    model = tiny.tiny()
-    model.configure_optimizers = lambda: torch.optim.AdamW(model.parameters(), lr=1e-2)
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    checkpoint["lr_schedulers"] = []
-    checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if key == "DepthScaledLR"}
-    torch.save(checkpoint, tmp_path / "other.ckpt")
-    trainer = tiny.trainer(callbacks=[DepthScaledLR(0.5)], max_epochs=EPOCHS + 1)
+    path = tmp_path / "last.ckpt"
+    stage(path, 2, DepthScaledLR(), scheduler="OneCycleLR")
     with pytest.warns(UserWarning, match=r"trained with the multipliers .*0.25.*goes on with .*0.5"):
-        trainer.fit(model, tiny.loader(), ckpt_path=tmp_path / "other.ckpt", weights_only=True)
-    base, linear = trainer.optimizers[0].param_groups
-    assert linear["lr"] == 0.5 * base["lr"]
-    assert linear["depth_multiplier"] == 0.5
+        trainer, _, lrs = stage(path, 4, DepthScaledLR(0.5), scheduler="OneCycleLR")
+    assert len(lrs.steps) == 8
+    assert all(linear == base / 2 for base, linear in lrs.steps)
+    assert trainer.optimizers[0].param_groups[1]["depth_multiplier"] == 0.5
+
+
+def test_another_depth_is_refused_with_the_names_of_the_layers(tmp_path):
+    path = tmp_path / "last.ckpt"
+    stage(path, 1, DepthScaledLR())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*linear_bottleneck\.layers\.2\.weight"):
+        stage(path, 2, DepthScaledLR(), model=tiny.tiny(depth=2))
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("resumed_from", ["the middle of an epoch", "the end of an epoch"])
+def test_resumed_like_a_run_with_explicit_groups(resumed_from, tmp_path):
+    """Where in the data a resumed epoch goes on is Lightning's affair; the groups must make no difference."""
+
+    def ends(explicit):
+        directory = tmp_path / str(explicit)
+        every = {"every_n_train_steps": 6} if "middle" in resumed_from else {"every_n_epochs": 1}
+        weights = []
+        for crash, ckpt_path in ((Crash(epoch=2), None), (None, directory / "last.ckpt")):
+            model = tiny.tiny()
+            model.configure_optimizers = lambda model=model: torch.optim.AdamW(
+                depth_scaled_param_groups(model, 1e-2) if explicit else model.parameters(), lr=1e-2
+            )
+            checkpoint = ModelCheckpoint(directory, "last", enable_version_counter=False, **every)
+            callbacks = [*([] if explicit else [DepthScaledLR()]), *([crash] if crash else []), checkpoint]
+            trainer = tiny.trainer(callbacks=callbacks, max_epochs=4, enable_checkpointing=True)
+            with pytest.raises(RuntimeError, match="on purpose") if crash else nullcontext():
+                trainer.fit(model, tiny.loader(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+            weights.append(model.state_dict())
+        return weights[-1]
+
+    torch.testing.assert_close(ends(explicit=False), ends(explicit=True), rtol=0, atol=0)

@@ -73,6 +73,14 @@ def test_gap_into_rounding_counts_once_and_gaps_inside_it_never():
     assert spectral_gap(torch.tensor([1.0, 1e-3, 9e-4, 0.0, 0.0], dtype=torch.float64)).item() == 3
 
 
+def test_what_is_rounding_can_be_said():
+    clipped = torch.tensor([1.0, 0.9, 1e-5, 9e-6, 0.0], dtype=torch.float64)
+    assert spectral_gap(clipped, rtol=5e-8).item() == 2
+    assert spectral_gap(clipped).item() == 4
+    with pytest.raises(ValueError, match=r"rtol: expected a number in \(0, 1\), got 0"):
+        spectral_gap(clipped, rtol=0)
+
+
 @pytest.mark.parametrize("rank", REAL + COUNTS)
 def test_zero_spectrum_has_rank_zero(rank):
     assert rank(torch.zeros(5)).item() == 0

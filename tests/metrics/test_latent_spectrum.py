@@ -182,6 +182,8 @@ def test_no_conversion_narrows_the_state():
     metric = LatentSpectrum(4).half().set_dtype(torch.float16)
     metric.update(rows)
     metric.set_dtype(torch.float32)
+    torch.nn.ModuleList([metric]).to(torch.bfloat16)
+    assert metric.moments.dtype == torch.float64
     torch.testing.assert_close(metric.compute(), spectrum_of(rows))
 
 

@@ -221,6 +221,15 @@ def test_meta_device_then_reset_parameters():
     torch.testing.assert_close(torch.linalg.svdvals(bottleneck.weight), torch.full((8,), 0.5))
 
 
+def test_materialized_layer_by_layer_it_is_orthogonal_too():
+    with torch.device("meta"):
+        bottleneck = LinearBottleneck(8, 4, gain=0.5)
+    for module in bottleneck.to_empty(device="cpu").modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    torch.testing.assert_close(torch.linalg.svdvals(bottleneck.weight), torch.full((8,), 0.5))
+
+
 def test_loads_into_the_layers_of_irmae():
     irmae = nn.Sequential(*[nn.Linear(6, 6, bias=False) for _ in range(3)])
     bottleneck = LinearBottleneck(6, 3)
