@@ -103,7 +103,7 @@ class DepthScaledLR(Callback):
         self._undo.append(restore)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over what was restored, and say so if it was trained with other multipliers."""
+        """Take over what was built or saved before, and say so if it was trained with other multipliers."""
         if self._splitter is None:
             return
         for config in trainer.lr_scheduler_configs:
@@ -146,11 +146,9 @@ class DepthScaledLR(Callback):
             with splitter.splitting():
                 configured = configure_optimizers()
             # Some were built earlier, as LightningCLI does.
-            leaves = list(_leaves(configured))
-            for optimizer in leaves:
+            for optimizer in _leaves(configured):
                 if isinstance(optimizer, Optimizer):
-                    schedulers = [leaf for leaf in leaves if getattr(leaf, "optimizer", None) is optimizer]
-                    splitter.split_existing(optimizer, schedulers)
+                    splitter.split_existing(optimizer)
         except ValueError as error:
             sizes = [str(len(known.param_groups)) for known in splitter.optimizers if splitter.is_split(known)]
             if not sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,21 +19,27 @@ class LatentTap:
     It stays registered for the whole stage, so that a module compiled after it was set keeps it, and does all its work
     outside compiled code. A copy or a pickle of the hooked module gets a tap that does nothing.
 
-    Attributes:
+    Args:
         layer: Dotted name of the layer.
+        module: The layer.
+        output: Which of the layer's outputs, by index or key; ``None`` if it has one only.
+
+    Attributes:
         active: Whether outputs are taken in.
         metric: The spectrum accumulated so far; ``None`` before the first output.
         valid: ``(batch, valid)`` when only the first ``valid`` of the ``batch`` samples that come count.
     """
 
-    def __init__(self, layer: str = "", module: nn.Module | None = None) -> None:
+    def __init__(self, layer: str = "", module: nn.Module | None = None, output: int | str | None = None) -> None:
         self.layer = layer
+        self.output = output
         self.active = False
         self.metric: LatentSpectrum | None = None
         self.valid: tuple[int, int] | None = None
         self._handle = None if module is None else module.register_forward_hook(self)
         plain = getattr(module, "_orig_mod", module)  # of a compiled layer, the layer
-        self._feature_axis = plain.feature_axis if isinstance(plain, LinearBottleneck) else None
+        self._bottleneck = plain if isinstance(plain, LinearBottleneck) else None
+        self._feature_axis = None if self._bottleneck is None else self._bottleneck.feature_axis
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Be the hook."""
@@ -53,24 +60,64 @@ class LatentTap:
         place = torch.device("cpu") if device.type == "mps" else device
         return LatentSpectrum(dim, feature_axis=self._feature_axis).to(place)
 
+    def weight(self) -> Tensor | None:
+        """The composed matrix if the layer is a linear bottleneck that has one and shows it, else ``None``.
+
+        To be called on every process: under FSDP2 it is gathered. FSDP1 leaves pieces that cannot be composed.
+        """
+        bottleneck = self._bottleneck
+        if bottleneck is None or bottleneck.depth == 0 or any(p.ndim != 2 for p in bottleneck.parameters()):
+            return None
+        weight = bottleneck.weight.detach()
+        gather = getattr(weight, "full_tensor", None)
+        return weight if gather is None else gather()
+
     @torch.compiler.disable
     def _take(self, output: Any) -> None:
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            got = output.dtype if isinstance(output, Tensor) else type(output).__name__
-            raise TypeError(f"layer={self.layer!r}: expected it to return a real floating-point tensor, got {got}")
-        if self.valid is not None and output.shape[0] == self.valid[0]:
-            output = output[: self.valid[1]]
-        if output.ndim < 2:
+        latents = self._select(output)
+        if not latents.is_floating_point():
+            raise TypeError(
+                f"layer={self.layer!r}: expected it to return a real floating-point tensor, got {latents.dtype}"
+            )
+        if latents.ndim < 2:
             raise ValueError(
                 f"layer={self.layer!r}: expected it to return (B, dim), (B, T, dim) or (B, dim, H, W), got shape "
-                f"{tuple(output.shape)}"
+                f"{tuple(latents.shape)}"
             )
-        axis = resolve_feature_axis(output.ndim, self._feature_axis)
+        if self.valid is not None and latents.shape[0] == self.valid[0]:
+            latents = latents[: self.valid[1]]
+        axis = resolve_feature_axis(latents.ndim, self._feature_axis)
         if self.metric is None:
-            self.metric = self.new_metric(output.shape[axis], output.device)
-        if output.shape[axis] != self.metric.dim:
+            self.metric = self.new_metric(latents.shape[axis], latents.device)
+        if latents.shape[axis] != self.metric.dim:
             raise ValueError(
                 f"layer={self.layer!r}: expected {self.metric.dim} features, as it returned before in this epoch, got "
-                f"shape {tuple(output.shape)}"
+                f"shape {tuple(latents.shape)}"
             )
-        self.metric.update(output)
+        self.metric.update(latents)
+
+    def _select(self, output: Any) -> Tensor:
+        """The tensor that was meant."""
+        if isinstance(output, Tensor):
+            return output
+        if isinstance(output, Mapping):
+            choices = dict(output)
+        elif isinstance(output, Sequence) and not isinstance(output, str):
+            choices = dict(enumerate(output))
+        else:
+            choices = {}
+        tensors = {key: value for key, value in choices.items() if isinstance(value, Tensor)}
+        if self.output is None and len(tensors) == 1:
+            return next(iter(tensors.values()))
+        if self.output in tensors:
+            return tensors[self.output]
+        if not tensors:
+            raise TypeError(
+                f"layer={self.layer!r}: expected it to return a tensor, or a tuple or dict of tensors, got "
+                f"{type(output).__name__}"
+            )
+        told = f"output={self.output!r} is none of them" if self.output is not None else "it is not said which"
+        raise ValueError(
+            f"layer={self.layer!r}: expected one tensor, got a {type(output).__name__} with tensors at "
+            f"{', '.join(map(repr, tensors))}, and {told}; pass output={next(iter(tensors))!r}, for example"
+        )

@@ -1,14 +1,17 @@
-"""The spectrum of the latents as a picture, sent to the loggers that take pictures."""
+"""Pictures of spectra."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_FLOOR = 1e-8  # of the largest singular value: what is below is drawn there
 
 
 def spectrum_figure(singular_values: Tensor, title: str, rank: int) -> Figure:
@@ -21,23 +24,49 @@ def spectrum_figure(singular_values: Tensor, title: str, rank: int) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    relative = (singular_values / singular_values[0].clamp(min=1e-300)).clamp(min=1e-8).tolist()
-    indices = range(1, len(relative) + 1)
+    relative = _relative(singular_values).tolist()
     figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    axes.semilogy(indices, relative, marker="o", markersize=3, color="#0072B2")
+    axes.semilogy(range(1, len(relative) + 1), relative, marker="o", markersize=3, color="#0072B2")
     axes.axvline(rank + 0.5, color="#D55E00", linestyle="--", label=f"numerical rank {rank}")
-    axes.set(xlabel="principal direction", ylabel="singular value / largest", title=title, ylim=(5e-9, 2))
+    # The same axis from epoch to epoch, unless the spectrum falls out of it.
+    bottom = min(5e-5, relative[-1] / 2)
+    axes.set(xlabel="principal direction", ylabel="singular value / largest", title=title, ylim=(bottom, 2))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def send_picture(loggers: Iterable[Any], key: str, figure: Figure, step: int) -> None:
-    """Send a figure to every W&B and TensorBoard logger, of whichever of Lightning's two packages."""
-    for logger in loggers:
-        kinds = {kind.__name__ for kind in type(logger).__mro__}
-        if "WandbLogger" in kinds:
-            logger.log_image(key=key, images=[figure], step=step)
-        elif "TensorBoardLogger" in kinds:
-            logger.experiment.add_figure(key, figure, global_step=step)
+def waterfall_figure(spectra: Sequence[Tensor], epochs: Sequence[float], title: str) -> Figure:
+    """All spectra so far, one row each from the first to the last, the colour on a log scale.
+
+    Args:
+        spectra: One for each row, descending, shape ``(dim,)``.
+        epochs: The epoch of each row.
+        title: Shown above.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    rows = torch.stack([_relative(spectrum) for spectrum in spectra]).numpy()
+    figure = Figure(figsize=(6, 4.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        rows,
+        norm=LogNorm(1e-4, 1),
+        cmap="viridis",
+        aspect="auto",
+        interpolation="nearest",
+        origin="lower",
+        extent=(0.5, rows.shape[1] + 0.5, -0.5, len(rows) - 0.5),
+    )
+    # The rows are evenly spaced; what they stand for need not be.
+    ticks = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)})
+    axes.set_yticks(ticks, [f"{epochs[tick]:g}" for tick in ticks])
+    axes.set(xlabel="principal direction", ylabel="epoch", title=title)
+    figure.colorbar(image, label="singular value / largest", extend="min")
+    return figure
+
+
+def _relative(singular_values: Tensor) -> Tensor:
+    return (singular_values / singular_values[0].clamp(min=1e-300)).nan_to_num(0).clamp(min=_FLOOR)

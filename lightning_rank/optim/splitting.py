@@ -51,8 +51,8 @@ class GroupSplitter:
         for optimizer in self.optimizers:
             self._name_groups(optimizer)
 
-    def split_existing(self, optimizer: Optimizer, schedulers: Sequence[Any]) -> None:
-        """Split the groups of an optimizer that was built before, and stretch the lists of its schedulers.
+    def split_existing(self, optimizer: Optimizer) -> None:
+        """Split the groups of an optimizer that was built before; its schedulers' lists are then to be stretched.
 
         Raises:
             ValueError: The optimizer takes one group only, and would miss the parameters split off.
@@ -69,8 +69,6 @@ class GroupSplitter:
             if MULTIPLIER_KEY not in group:
                 self._split_last_group(optimizer)
         self._name_groups(optimizer)
-        for scheduler in schedulers:
-            self.split_per_group_lists(optimizer, scheduler)
 
     def watch(self, optimizer: Optimizer) -> Callable[[], None]:
         """From now on split groups that are added later, too, and checkpoints saved before groups were split.

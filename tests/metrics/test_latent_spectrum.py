@@ -89,6 +89,15 @@ def test_effective_rank_does_not_change_with_rotation_shift_and_scale(seed, shif
     assert 1 <= first.compute() <= 8
 
 
+@given(n=st.integers(2, 40), dim=st.integers(2, 30), seed=st.integers(0, 99), offset=st.sampled_from([0.0, 100.0]))
+def test_every_rank_lies_between_one_and_what_rows_and_width_allow(n, dim, seed, offset):
+    rows = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offset
+    for metric in (EffectiveRank(dim), NumericalRank(dim), StableRank(dim), ParticipationRatio(dim)):
+        metric.update(rows)
+        # n rows, once centred, span n - 1 directions at most
+        assert 1 - 1e-9 <= metric.compute() <= min(n - 1, dim) + 1e-6
+
+
 def test_fewer_rows_than_features_and_degenerate_latents():
     rows = torch.randn(5, 40)
     deviations = spectrum_of(rows)

@@ -1,0 +1,149 @@
+"""How exact the spectrum of LatentSpectrum is, beside other ways to get one.
+
+The truth is NumPy's SVD, in float64, of all rows at once. ``--quick`` takes fewer rows and writes nothing.
+"""
+
+import argparse
+import resource
+import time
+
+import numpy as np
+import report
+import torch
+from torch import Tensor
+
+from lightning_rank.functional import effective_rank
+from lightning_rank.metrics import LatentSpectrum
+
+BATCH = 500
+
+
+def rows_with(spectrum: Tensor, n: int, offset: float, dtype: torch.dtype) -> Tensor:
+    """Rows with exactly these standard deviations along random axes, ``offset`` times the largest from the origin."""
+    generator = torch.Generator().manual_seed(0)
+    rank = len(spectrum)
+    noise = torch.randn(n, rank, generator=generator, dtype=torch.float64)
+    scores = torch.linalg.qr(noise - noise.mean(0)).Q * n**0.5 * spectrum
+    axes = torch.linalg.qr(torch.randn(128, rank, generator=generator, dtype=torch.float64)).Q
+    return (scores @ axes.T + offset * spectrum[0]).to(dtype)
+
+
+def ours(rows: Tensor) -> Tensor:
+    """LatentSpectrum, batch by batch."""
+    metric = LatentSpectrum(rows.shape[1])
+    for batch in rows.split(BATCH):
+        metric.update(batch)
+    return metric.compute()
+
+
+def all_rows_float32(rows: Tensor) -> Tensor:
+    """Keep all rows, centre, ``svdvals`` in float32."""
+    rows = rows.float()
+    return torch.linalg.svdvals(rows - rows.mean(0))
+
+
+def sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of ``z`` and ``z z^T``."""
+    total, square = 0, 0
+    for batch in rows.to(dtype).split(BATCH):
+        total, square = total + batch.sum(0), square + batch.T @ batch
+    mean = total / len(rows)
+    return torch.linalg.eigvalsh(square / len(rows) - torch.outer(mean, mean)).flip(0).clamp(min=0).sqrt().double()
+
+
+def rankme(rows: Tensor) -> Tensor:
+    """A queue of the last 2048 rows, not centred, 1e-5 added after normalising (as RankMe is often written)."""
+    values = torch.linalg.svdvals(rows[-2048:].float())
+    return values / values.sum() + 1e-5
+
+
+WAYS = {
+    "LatentSpectrum": ours,
+    "all rows, svdvals float32": all_rows_float32,
+    "sums, float64": lambda rows: sums(rows, torch.float64),
+    "sums, float32": lambda rows: sums(rows, torch.float32),
+    "queue of 2048, not centred": rankme,
+}
+FLAT = torch.ones(10, dtype=torch.float64)
+FALLING = torch.logspace(0, -7, 64, dtype=torch.float64)
+CASES = {
+    "1 to 1e-7 in 64 steps": (FALLING, 0.0, torch.float64),
+    "the same, offset 100": (FALLING, 100.0, torch.float64),
+    "the same, float32 latents, offset 100": (FALLING, 100.0, torch.float32),
+    "rank 10 of 128, all equal": (FLAT, 0.0, torch.float64),
+    "rank 10, offset 100": (FLAT, 100.0, torch.float64),
+    "rank 10, float32 latents, offset 100": (FLAT, 100.0, torch.float32),
+    "rank 10, bfloat16 latents": (FLAT, 0.0, torch.bfloat16),
+}
+
+
+def accuracy(n: int) -> str:
+    """Relative error of the effective rank, for each case and way."""
+    table = []
+    for name, (spectrum, offset, dtype) in CASES.items():
+        rows = rows_with(spectrum, n, offset, dtype)
+        exact = rows.double().numpy()
+        values = np.linalg.svd(exact - exact.mean(0), compute_uv=False)
+        p = values / values.sum()
+        truth = float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
+        errors = [abs(effective_rank(way(rows)).item() / truth - 1) for way in WAYS.values()]
+        table.append([name, truth, *errors])
+    return report.markdown(["latents", "true effective rank", *WAYS], table)
+
+
+def resolved(n: int) -> str:
+    """Smallest ratio of singular values that is right to 10 %."""
+    table = []
+    for offset in (0.0, 100.0):
+        rows = rows_with(FALLING, n, offset, torch.float64)
+        smallest = []
+        for way in list(WAYS.values())[:-1]:
+            values = way(rows)[: len(FALLING)].double()
+            right = ((values / values[0] / FALLING - 1).abs() < 0.1).int().cumprod(0).sum()
+            smallest.append(f"{FALLING[right - 1].item():.1e}")
+        table.append([f"offset {offset:g}", *smallest])
+    return report.markdown(["latents", *list(WAYS)[:-1]], table)
+
+
+def wide(dim: int, n: int = 8192) -> str:
+    """Time and memory at a width."""
+    metric = LatentSpectrum(dim)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    for _ in range(n // 256):
+        metric.update(torch.randn(256, dim))
+    metric._flush()
+    accumulated = time.perf_counter() - start
+    metric.compute()
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    state = 8 * (dim + 1) ** 2 / 2**20
+    row = [dim, n, accumulated, time.perf_counter() - start - accumulated, state, more, f"{more / state:.1f}"]
+    header = ["dim", "rows", "taking in, s", "decomposing, s", "state, MiB", "peak above start, MiB", "peak / state"]
+    return report.markdown(header, [row])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rows, and nothing is written")
+    parser.add_argument("--dim", type=int, default=4096, help="the width to measure time and memory at")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    n, dim = (2000, 256) if args.quick else (20_000, args.dim)
+    body = "\n\n".join(
+        [
+            f"Relative error of the effective rank over {n} rows of width 128, in batches of {BATCH}; the truth is "
+            "NumPy's SVD of all rows in float64. The queue holds other rows than the whole split: part of its error.",
+            accuracy(n),
+            "Smallest ratio of a singular value to the largest that is right to 10 %, all larger ones included:",
+            resolved(n),
+            "A wide layer, float32 latents, batches of 256:",
+            wide(dim),
+        ]
+    )
+    print(body)
+    if not args.quick:
+        print(report.write("monitor_accuracy", "Accuracy of the rank monitor", body))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""A report: what was run, where, and a table of what came out."""
+
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, the numbers to three digits."""
+    cells = [list(header)] + [[_cell(value) for value in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + " --- |" * len(header), *lines[1:]])
+
+
+def write(name: str, title: str, body: str) -> Path:
+    """Write ``results/<name>/README.md`` with the environment behind the body."""
+    path = RESULTS / name / "README.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    path.write_text(f"# {title}\n\n{body}\n\n- Command: `{command}`\n{environment()}\n")
+    return path
+
+
+def environment() -> str:
+    """Hardware and versions, as list items."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "torchmetrics"))
+    return (
+        f"- Hardware: {_processor()}, {torch.get_num_threads()} thread(s) used, {device}.\n"
+        f"- Versions: Python {platform.python_version()}, {packages}."
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

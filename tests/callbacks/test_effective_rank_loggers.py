@@ -1,0 +1,117 @@
+"""What EffectiveRankMonitor sends to loggers, read back from them."""
+
+import csv
+import os
+
+import pytest
+import tiny
+import torch
+import wandb_reader
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from lightning_rank import EffectiveRankMonitor
+from lightning_rank.callbacks.spectrum_picture import spectrum_figure, waterfall_figure
+
+
+def fit(monitor=None, callbacks=(), **options):
+    monitor = monitor or EffectiveRankMonitor(log_spectrum_every_n_epochs=2)
+    trainer = tiny.trainer(callbacks=[monitor, *callbacks], max_epochs=4, **options)
+    trainer.fit(tiny.tiny(), tiny.loader(), tiny.loader(53, 10, seed=2))
+    return trainer, monitor
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # W&B's own
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_offline_wandb_run_has_the_curve_over_epochs_the_histograms_and_the_pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True, mode="offline")
+    _, monitor = fit(logger=logger)
+    logger.experiment.finish()
+    os.environ.pop("WANDB_MODE", None)  # Lightning sets it
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    rows = wandb_reader.history(path)
+    assert wandb_reader.step_metrics(path)["rank/*"] == "epoch"
+    curve = [(row["epoch"], row["rank/effective"]) for row in rows if "rank/effective" in row]
+    assert [epoch for epoch, _ in curve] == [0, 1, 2, 3]
+    assert [value for _, value in curve] == pytest.approx([row["rank/effective"] for row in monitor.history], rel=1e-6)
+    histograms = [row for row in rows if "rank/log10_singular_values/values" in row]
+    assert [row["epoch"] for row in histograms] == [0, 1, 2, 3]
+    assert sum(histograms[-1]["rank/log10_singular_values/values"]) == tiny.DIM
+    for name in ("spectrum", "waterfall", "weight_spectrum", "weight_waterfall"):
+        steps = [row["trainer/global_step"] for row in rows if f"rank/{name}/filenames" in row]
+        assert steps == [4, 12, 16], name
+    assert len(list(path.parent.glob("files/media/images/rank/*.png"))) == 12
+
+
+def test_tensorboard_has_scalars_histograms_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    fit(logger=logger)
+    logger.experiment.flush()
+    events = EventAccumulator(logger.log_dir, {"histograms": 0, "images": 0, "scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("rank/effective")] == [3, 7, 11, 15]
+    for name in ("", "weight_"):
+        assert [event.step for event in events.Histograms(f"rank/{name}log10_singular_values")] == [4, 8, 12, 16]
+        for picture in ("spectrum", "waterfall"):
+            assert [event.step for event in events.Images(f"rank/{name}{picture}")] == [4, 12, 16]
+
+
+class Other(Logger):
+    """A logger of a kind that nobody here knows; MLflow's is one."""
+
+    name, version = "other", 0
+
+    def __init__(self):
+        super().__init__()
+        self.metrics = []
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics.append(metrics)
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def read_spectra(path):
+    with path.open() as file:
+        header, *rows = csv.reader(file)
+    return header, torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["csv", "unknown"])
+def test_other_loggers_get_scalars_and_the_spectra_beside_the_checkpoints(kind, tmp_path):
+    logger = CSVLogger(tmp_path) if kind == "csv" else Other()
+    checkpoint = ModelCheckpoint(tmp_path / "checkpoints")
+    _, monitor = fit(logger=logger, callbacks=[checkpoint], enable_checkpointing=True)
+    if kind == "unknown":
+        assert [row["rank/effective"] for row in logger.metrics if "rank/effective" in row] == pytest.approx(
+            [row["rank/effective"] for row in monitor.history], rel=1e-6
+        )
+    directory = tmp_path / "checkpoints/rank_spectra"
+    header, rows = read_spectra(directory / "latents_of_linear_bottleneck.csv")
+    assert header == ["epoch", "step", *(f"sigma_{k}" for k in range(1, tiny.DIM + 1))]
+    assert rows[:, :2].tolist() == [[0, 4], [1, 8], [2, 12], [3, 16]]
+    torch.testing.assert_close(rows[-1, 2:], monitor.singular_values["linear_bottleneck"])
+    _, rows = read_spectra(directory / "composed_matrix_of_linear_bottleneck.csv")
+    torch.testing.assert_close(rows[-1, 2:], monitor.weight_singular_values["linear_bottleneck"])
+
+
+def test_without_a_logger_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(default_root_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_can_be_switched_off(tmp_path):
+    fit(EffectiveRankMonitor(log_spectrum_every_n_epochs=None), logger=CSVLogger(tmp_path))
+    assert not list(tmp_path.rglob("rank_spectra"))
+
+
+def test_pictures_are_drawn_of_degenerate_spectra_too():
+    zero, nan = torch.zeros(3, dtype=torch.float64), torch.full((3,), torch.nan, dtype=torch.float64)
+    for spectrum in (zero, nan, torch.tensor([1.0, 1e-30, 0.0], dtype=torch.float64)):
+        spectrum_figure(spectrum, "title", 0).canvas.draw()
+        waterfall_figure([spectrum], [0], "title").canvas.draw()
