@@ -27,6 +27,9 @@ class TinyAutoencoder(LightningModule):
     def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self(batch[0])
 
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self(batch[0])
+
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
