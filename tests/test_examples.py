@@ -120,7 +120,7 @@ def test_two_processes_run_the_whole_sweep(launcher, tmp_path):
     options = ["--logger", "none", "--devices", "2", "--strategy", "ddp", "--methods", "plain", "ours", *QUICK]
     start = command(tmp_path, *options)
     if launcher == "torchrun":
-        start[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+        start[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(start, env=environment(), capture_output=True, text=True, check=True, timeout=200)
     rows = results(tmp_path)
     assert [(row["method"], float(row["rank/samples"])) for row in rows] == [("plain", 449), ("ours", 449)]
