@@ -41,11 +41,15 @@ class DepthScaledLR(Callback):
     where decay and loss balance does not depend on a learning rate.
 
     Optimizers may be built inside ``configure_optimizers`` or earlier, as ``LightningCLI`` does, and in every form that
-    Lightning accepts. A checkpoint of a run without this callback resumes with it, each parameter keeping its
-    optimizer state. To resume without it a run that had it, keep it with ``multiplier=1.0``: without any, the number of
-    param groups does not fit. DDP and FSDP2 (``ModelParallelStrategy``) are tested in two processes on the CPU; FSDP
-    works on the same terms with ``use_orig_params=True``, which is read off its code and not tested; flattened
-    parameters and DeepSpeed are refused. LBFGS takes one param group only and is refused, too.
+    Lightning accepts. LBFGS takes one param group only and is refused.
+
+    A checkpoint of a run without this callback resumes with it, each parameter keeping its optimizer state. To resume
+    without it a run that had it, keep it with ``multiplier=1.0``: without any, the number of param groups does not fit. A
+    run of another depth resumes where the module allows it (``strict_loading = False``): layers that both have keep
+    their state, and the new multiplier holds.
+
+    DDP and FSDP2 (``ModelParallelStrategy``) are tested in two processes on the CPU; FSDP works on the same terms with
+    ``use_orig_params=True``, which is read off its code and not tested. Flattened parameters and DeepSpeed are refused.
 
     Args:
         multiplier: ``"inverse_depth"`` for 1/depth of each bottleneck, or one number for all.

@@ -204,7 +204,9 @@ class GroupSplitter:
         Also of one saved before the bottleneck was there: its parameters then start without a state.
         """
         given, saved = self._given[self._position(optimizer)], state_dict["param_groups"]
-        if len(saved) != len(given) or len(saved) == len(optimizer.param_groups):
+        if len(saved) == len(optimizer.param_groups):
+            return self._fit_depth(optimizer, state_dict)
+        if len(saved) != len(given):
             return None
         fresh = 1 + max((key for group in saved for key in group["params"]), default=-1)
         position = -1
@@ -231,3 +233,19 @@ class GroupSplitter:
                 piece["param_names"] = current["param_names"]
             groups.append(piece)
         return {**state_dict, "param_groups": groups}
+
+    def _fit_depth(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Fit a split state dict of another depth: layers that both have keep their state, others start without."""
+        saved, state = state_dict["param_groups"], dict(state_dict["state"])
+        fresh = 1 + max((key for group in saved for key in group["params"]), default=-1)
+        groups: list[dict[str, Any]] = []
+        for current, group in zip(optimizer.param_groups, saved, strict=True):
+            depth, keys = len(current["params"]), group["params"]
+            if self._owner_of(current) is not None and len(keys) != depth:
+                for key in keys[depth:]:
+                    state.pop(key, None)
+                keys = [*keys[:depth], *range(fresh, fresh + depth - len(keys))]
+                fresh += depth
+                group = {key: value for key, value in group.items() if key != "param_names"} | {"params": keys}
+            groups.append(group)
+        return {**state_dict, "state": state, "param_groups": groups}

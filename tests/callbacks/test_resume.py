@@ -204,6 +204,23 @@ def test_another_multiplier_is_said_and_holds(tmp_path):
     assert trainer.optimizers[0].param_groups[1]["depth_multiplier"] == 0.5
 
 
+@pytest.mark.parametrize("depth", [2, 8])
+def test_another_depth_is_said_and_holds_where_the_module_allows_it(depth, tmp_path):
+    path = tmp_path / "last.ckpt"
+    trainer, before, _ = stage(path, 2, DepthScaledLR(), scheduler="OneCycleLR")
+    saved = {name: trainer.optimizers[0].state[p]["exp_avg"] for name, p in before.named_parameters()}
+    model = tiny.tiny(depth=depth)
+    model.strict_loading = False
+    with pytest.warns(UserWarning, match=rf"trained with the multipliers .*0.25.*goes on with .*{1 / depth}"):
+        trainer, _, lrs = stage(path, 4, DepthScaledLR(), scheduler="OneCycleLR", model=model)
+    assert len(lrs.steps) == 8
+    assert all(linear == base / depth for base, linear in lrs.steps)
+    assert set(lrs.restored) == set(saved) & {name for name, _ in model.named_parameters()}
+    for name, state in lrs.restored.items():
+        assert torch.equal(state["exp_avg"], saved[name])
+    assert len(trainer.optimizers[0].state) == 4 + depth, "nothing is left of layers that are gone"
+
+
 def test_another_depth_is_refused_with_the_names_of_the_layers(tmp_path):
     path = tmp_path / "last.ckpt"
     stage(path, 1, DepthScaledLR())
