@@ -44,9 +44,9 @@ class DepthScaledLR(Callback):
     Lightning accepts. LBFGS takes one param group only and is refused.
 
     A checkpoint of a run without this callback resumes with it, each parameter keeping its optimizer state. To resume
-    without it a run that had it, keep it with ``multiplier=1.0``: without any, the number of param groups does not fit. A
-    run of another depth resumes where the module allows it (``strict_loading = False``): layers that both have keep
-    their state, and the new multiplier holds.
+    without it a run that had it, keep it with ``multiplier=1.0``: without any, the number of param groups does not
+    fit. A run of another depth resumes where the module allows it (``strict_loading = False``): layers that both have
+    keep their state, and the new multiplier holds.
 
     DDP and FSDP2 (``ModelParallelStrategy``) are tested in two processes on the CPU; FSDP works on the same terms with
     ``use_orig_params=True``, which is read off its code and not tested. Flattened parameters and DeepSpeed are refused.
