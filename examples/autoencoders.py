@@ -1,5 +1,7 @@
 """Autoencoders with an ``encoder`` and a ``decoder``, and no idea of rank: the bottleneck is attached from outside."""
 
+import itertools
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -56,4 +58,29 @@ def mlp_autoencoder(features: int = 64, hidden: int = 128, dim: int = 32) -> Aut
     decoder = nn.Sequential(
         nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, features)
     )
+    return Autoencoder(encoder, decoder)
+
+
+def convolutional_autoencoder(channels: int = 3, size: int = 32, width: int = 32, dim: int = 128) -> Autoencoder:
+    """The convolutional networks of IRMAE (Jing et al. 2020), for images of 32x32, 64x64 or 128x128 in [0, 1].
+
+    Four convolutions of stride 2, with ``width``, twice, 4 and 8 times as many channels, and one linear layer; back
+    by a linear layer to 8x8 and transposed convolutions that halve the channels. ``width=32, dim=128`` at 32x32 is
+    the network for MNIST, ``width=128, dim=512`` at 64x64 the one for CelebA.
+    """
+    if size not in (32, 64, 128):
+        raise ValueError(f"size: expected 32, 64 or 128, got {size}")
+    widths = [channels, width, 2 * width, 4 * width, 8 * width]
+    encoder = nn.Sequential()
+    for narrow, wide in itertools.pairwise(widths):
+        encoder.extend([nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()])
+    encoder.extend([nn.Flatten(), nn.Linear(widths[-1] * (size // 16) ** 2, dim)])
+
+    doublings = {32: 2, 64: 3, 128: 4}[size]
+    wide = width * 2**doublings
+    decoder = nn.Sequential(nn.Linear(dim, wide * 8 * 8), nn.ReLU(), nn.Unflatten(1, (wide, 8, 8)))
+    for _ in range(doublings):
+        decoder.extend([nn.ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1), nn.ReLU()])
+        wide //= 2
+    decoder.extend([nn.Conv2d(wide, channels, 3, padding=1), nn.Sigmoid()])
     return Autoencoder(encoder, decoder)

@@ -2,7 +2,13 @@
 
 from lightning_rank.functional.compose import compose_linear
 from lightning_rank.functional.learning_rate import inverse_depth
-from lightning_rank.functional.moments import Moments, merge_moments, principal_deviations, row_moments
+from lightning_rank.functional.moments import (
+    Moments,
+    merge_moments,
+    principal_deviations,
+    principal_directions,
+    row_moments,
+)
 from lightning_rank.functional.rank import (
     effective_rank,
     numerical_rank,
@@ -21,6 +27,7 @@ __all__ = [
     "numerical_rank",
     "participation_ratio",
     "principal_deviations",
+    "principal_directions",
     "row_moments",
     "spectral_gap",
     "stable_rank",

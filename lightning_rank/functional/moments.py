@@ -8,8 +8,8 @@ from torch import Tensor
 #: Smallest singular value, relative to the largest, that a float64 second moment can tell from rounding.
 RESOLUTION = 5e-8
 
-# Rows beyond it overflow when squared in float64: they count as bad, as infinite ones do.
-_LARGEST = 1e150
+# Longer rows overflow when squared in float64: they count as bad, as infinite ones do.
+_LONGEST = 1e150
 
 
 class Moments(NamedTuple):
@@ -33,7 +33,7 @@ def row_moments(rows: Tensor) -> Moments:
     digits. Nothing is read back to the host.
 
     Args:
-        rows: Real floating-point tensor, shape ``(n, dim)``. A row with NaN, an infinity or an entry beyond 1e150 is
+        rows: Real floating-point tensor, shape ``(n, dim)``. A row with NaN, an infinity or a norm beyond 1e150 is
             left out, and not counted in ``n``.
 
     Example:
@@ -42,11 +42,12 @@ def row_moments(rows: Tensor) -> Moments:
                 scatter=tensor([[2.]], dtype=torch.float64))
     """
     rows = rows.to(torch.float64)
-    good = (rows.abs() <= _LARGEST).all(-1, keepdim=True)
-    count = good.sum().to(torch.float64)
-    rows = torch.where(good, rows, 0)
+    # 1 for good rows and 0 for bad ones: to branch would make the host wait, and torch.where is slow on a column.
+    good = (torch.linalg.vector_norm(rows, dim=-1) <= _LONGEST).to(torch.float64)
+    rows = rows.nan_to_num(0, 0, 0) * good[:, None]
+    count = good.sum()
     mean = rows.sum(0) / count.clamp(min=1)
-    return Moments(count, mean, _gram(torch.where(good, rows - mean, 0)))
+    return Moments(count, mean, _gram(rows.addr(good, mean, alpha=-1)))
 
 
 def merge_moments(first: Moments, second: Moments) -> Moments:
@@ -88,9 +89,38 @@ def principal_deviations(moments: Moments) -> Tensor:
         >>> principal_deviations(row_moments(torch.tensor([[3.0, 0.0], [-3.0, 0.0]])))
         tensor([3., 0.], dtype=torch.float64)
     """
-    variances = torch.linalg.eigvalsh(moments.scatter / moments.n.clamp(min=1)).flip(-1).clamp(min=0)
+    return _deviations(torch.linalg.eigvalsh(_covariance(moments)), moments.n)
+
+
+def principal_directions(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Standard deviations along the principal directions, and the directions.
+
+    Args:
+        moments: As made by :func:`row_moments` or :func:`merge_moments`.
+
+    Returns:
+        The deviations of :func:`principal_deviations`, shape ``(dim,)``, and the directions as orthonormal columns,
+        shape ``(dim, dim)``, both float64. A direction is signed so that its largest entry is positive.
+
+    Example:
+        >>> deviations, directions = principal_directions(row_moments(torch.tensor([[0.0, -3.0], [0.0, 3.0]])))
+        >>> deviations.tolist(), directions[:, 0].tolist()
+        ([3.0, 0.0], [0.0, 1.0])
+    """
+    variances, directions = torch.linalg.eigh(_covariance(moments))
+    directions = directions.flip(-1)
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return _deviations(variances, moments.n), directions * torch.where(largest < 0, -1, 1)
+
+
+def _covariance(moments: Moments) -> Tensor:
+    return moments.scatter / moments.n.clamp(min=1)
+
+
+def _deviations(ascending_variances: Tensor, n: Tensor) -> Tensor:
+    variances = ascending_variances.flip(-1).clamp(min=0)
     variances = torch.where(variances < RESOLUTION**2 * variances[..., :1], 0, variances)
-    return torch.where(moments.n == 0, torch.nan, variances.sqrt())
+    return torch.where(n == 0, torch.nan, variances.sqrt())
 
 
 def _gram(rows: Tensor) -> Tensor:

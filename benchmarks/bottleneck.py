@@ -1,0 +1,326 @@
+"""What the linear bottleneck costs, beside layers in sequence (as IRMAE does it) and beside a single layer.
+
+On the CPU, and on a GPU where there is one. ``--quick`` measures a few sizes and writes nothing.
+"""
+
+import argparse
+import csv
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import report
+import torch
+from timing import Ratio, interleave, milliseconds, ratio
+from torch import Tensor, nn
+
+from lightning_rank import LinearBottleneck, attach_linear_bottleneck
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from autoencoders import convolutional_autoencoder
+
+DIMS = (64, 128, 256, 512, 1024)
+DEPTHS = (2, 4, 8, 16)
+ROWS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+REQUIRED = [  # depth, dim, rows, at most this part of the time in sequence
+    (8, 128, 1024, 0.32),
+    (8, 128, 256, 0.70),
+    (8, 128, 4096, 0.19),
+    (16, 128, 1024, 0.25),
+    (2, 128, 1024, 0.68),
+    (8, 512, 1024, 0.65),
+    (8, 128, 64, 1.10),
+    (8, 128, 128, 1.08),
+]
+
+
+def in_sequence(bottleneck: LinearBottleneck) -> nn.Sequential:
+    """The same weights, layer by layer."""
+    layers = []
+    for layer in bottleneck.layers:
+        linear = nn.Linear(bottleneck.dim, bottleneck.dim, bias=False, device="meta")
+        linear.weight = nn.Parameter(layer.weight.detach().clone())
+        layers.append(linear)
+    return nn.Sequential(*layers)
+
+
+class Composed(nn.Module):
+    """Always composed first, to find the number of rows from which that is faster."""
+
+    def __init__(self, bottleneck: LinearBottleneck) -> None:
+        super().__init__()
+        self.bottleneck = bottleneck
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Compose, whatever the number of rows."""
+        return nn.functional.linear(rows, self.bottleneck.weight)
+
+
+def training_step(module: nn.Module, rows: Tensor, autocast: bool = False) -> Callable[[], None]:
+    """Forward and backward, down to the gradient of the input."""
+    rows = rows.clone().requires_grad_()
+    gradient = torch.randn_like(rows, dtype=torch.bfloat16 if autocast else None)
+
+    def step() -> None:
+        module.zero_grad()
+        rows.grad = None
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=autocast):
+            output = module(rows)
+        output.backward(gradient)
+
+    return step
+
+
+def evaluation(module: nn.Module, rows: Tensor) -> Callable[[], Tensor]:
+    """Forward without gradients."""
+    module.eval()
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return module(rows)
+
+    return call
+
+
+def cell(depth: int, dim: int, rows: int, device: str) -> dict[str, object]:
+    """One size: a row of the CSV."""
+    ours = LinearBottleneck(dim, depth, gain=1.0, device=device)
+    single = nn.Linear(dim, dim, bias=False, device=device)
+    batch = torch.randn(rows, dim, device=device)
+    modules = {"ours": ours, "sequence": in_sequence(ours), "single": single}
+    times = interleave({name: training_step(module, batch) for name, module in modules.items()}, budget=6)
+    sequence, floor = ratio(times, "ours", "sequence"), ratio(times, "ours", "single")
+    return {
+        "device": device,
+        "depth": depth,
+        "dim": dim,
+        "rows": rows,
+        "ours_ms": milliseconds(times, "ours"),
+        "sequence_ms": milliseconds(times, "sequence"),
+        "single_ms": milliseconds(times, "single"),
+        "over_sequence": sequence.median,
+        "over_sequence_p10": sequence.low,
+        "over_sequence_p90": sequence.high,
+        "over_single": floor.median,
+    }
+
+
+def required(device: str) -> str:
+    """The sizes with a figure to reach."""
+    table = []
+    for depth, dim, rows, most in REQUIRED:
+        with torch.no_grad():
+            ours = LinearBottleneck(dim, depth, gain=1.0, device=device)
+        batch = torch.randn(rows, dim, device=device)
+        pair = {"ours": training_step(ours, batch), "sequence": training_step(in_sequence(ours), batch)}
+        table.append(["training step", depth, dim, rows, *_reached(interleave(pair, rounds=41), most)])
+    ours = LinearBottleneck(128, 8, gain=1.0, device=device)
+    for rows in (256, 1024):
+        batch = torch.randn(rows, 128, device=device)
+        pair = {"ours": evaluation(ours, batch), "sequence": evaluation(in_sequence(ours), batch)}
+        # The weights stay as they are, so the kept product serves: on the CPU only.
+        table.append(["evaluation", 8, 128, rows, *_reached(interleave(pair, rounds=41), 0.20)])
+    return report.markdown(["what", "depth", "dim", "rows", "ours / sequence", "required", "reached"], table)
+
+
+def threshold(device: str) -> str:
+    """Composing always, over layer by layer, around as many rows as features."""
+    table = []
+    for dim, depth in itertools.product((64, 128, 256, 512), (2, 8)):
+        found = []
+        for rows in (dim // 4, dim // 2, dim, 2 * dim, 4 * dim):
+            ours = LinearBottleneck(dim, depth, gain=1.0, device=device)
+            batch = torch.randn(rows, dim, device=device)
+            ways = {
+                "composed": training_step(Composed(ours), batch),
+                "sequence": training_step(in_sequence(ours), batch),
+            }
+            found.append(ratio(interleave(ways), "composed", "sequence").median)
+        table.append([dim, depth, *found])
+    return report.markdown(["dim", "depth", "rows = dim / 4", "dim / 2", "dim", "2 dim", "4 dim"], table)
+
+
+def saved_memory(dim: int, rows: int) -> str:
+    """Bytes that the forward pass keeps for the backward pass, parameters left out."""
+    table = []
+    for depth in DEPTHS:
+        ours = LinearBottleneck(dim, depth, gain=1.0)
+        found = [_saved(module, torch.randn(rows, dim)) / 2**20 for module in (ours, in_sequence(ours))]
+        formula = [4 * (rows * dim + (depth - 1) * dim**2) / 2**20, 4 * depth * rows * dim / 2**20]
+        table.append([depth, found[0], formula[0], found[1], formula[1], found[0] / found[1]])
+    header = ["depth", "ours, MiB", "rows d + (N - 1) d^2", "sequence, MiB", "N rows d", "ours / sequence"]
+    return report.markdown(header, table)
+
+
+def whole_network(device: str, depths: tuple[int, ...]) -> str:
+    """A training step of IRMAE's network for MNIST, batch 256, with linear layers over without."""
+    batch = [torch.rand(256, 1, 32, 32, device=device)]
+    steps = {}
+    for depth in (0, *depths):
+        for way in ("ours", "sequence") if depth else ("plain",):
+            module = convolutional_autoencoder(channels=1).to(device)
+            attach_linear_bottleneck(module, dim=128, depth=depth, gain=1.0)
+            if way == "sequence":
+                module.linear_bottleneck = in_sequence(module.linear_bottleneck)
+            module.log = lambda *args, **kwargs: None
+            steps[f"{way}{depth}"] = _whole_step(module, batch)
+    times = interleave(steps, rounds=15, budget=120)
+    table = [
+        [
+            depth,
+            milliseconds(times, f"ours{depth}"),
+            milliseconds(times, "plain0"),
+            ratio(times, f"ours{depth}", "plain0"),
+            ratio(times, f"sequence{depth}", "plain0"),
+        ]
+        for depth in depths
+    ]
+    return report.markdown(["depth", "ours, ms", "depth 0, ms", "ours / depth 0", "sequence / depth 0"], table)
+
+
+def on_gpu() -> str:
+    """Ways to run the same step on a GPU: precision, compiled, as a graph."""
+    table = []
+    for depth, dim, rows in itertools.product((2, 8, 16), (128, 256, 512), (256, 1024, 4096)):
+        ours = LinearBottleneck(dim, depth, gain=1.0, device="cuda")
+        modules = {"ours": ours, "sequence": in_sequence(ours)}
+        batch = torch.randn(rows, dim, device="cuda")
+        ratios = []
+        for settings in ("float32", "tf32", "bf16 autocast"):
+            with _tf32(settings == "tf32"):
+                steps = {name: training_step(m, batch, settings == "bf16 autocast") for name, m in modules.items()}
+                ratios.append(ratio(interleave(steps), "ours", "sequence").median)
+        eager = training_step(ours, batch)
+        ways = {
+            "eager": eager,
+            "compiled": training_step(torch.compile(ours), batch),
+            "graph": _graphed(ours, batch),
+        }
+        times = interleave(ways)
+        ratios += [ratio(times, way, "eager").median for way in ("compiled", "graph")]
+        table.append([depth, dim, rows, milliseconds(times, "eager"), *ratios])
+    header = ["depth", "dim", "rows", "eager, ms", "float32: ours / sequence", "TF32", "bf16 autocast"]
+    return report.markdown([*header, "torch.compile / eager", "CUDA graph / eager"], table)
+
+
+def _reached(times: dict[str, Tensor], most: float) -> tuple[Ratio, float, str]:
+    found = ratio(times, "ours", "sequence")
+    return found, most, "yes" if found.median <= most else "no"
+
+
+def _saved(module: nn.Module, rows: Tensor) -> int:
+    storages: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = module(rows.requires_grad_())
+    assert output.requires_grad
+    return sum(storages.values())
+
+
+def _whole_step(module: nn.Module, batch: list[Tensor]) -> Callable[[], None]:
+    optimizer = module.configure_optimizers()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        module.training_step(batch, 0).backward()
+        optimizer.step()
+
+    return step
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _graphed(module: nn.Module, rows: Tensor) -> Callable[[], None]:
+    step = training_step(module, rows)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _grid(cells: list[dict[str, object]], depth: int, key: str) -> str:
+    dims = sorted({found["dim"] for found in cells})
+    by_size = {(found["dim"], found["rows"]): found[key] for found in cells if found["depth"] == depth}
+    header = [f"depth {depth}", *(f"{rows} rows" for rows in ROWS)]
+    return report.markdown(header, [[f"dim {dim}", *(by_size[dim, rows] for rows in ROWS)] for dim in dims])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few sizes, and nothing is written")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.quick:
+        found = cell(8, 128, 256, args.device)
+        print(report.markdown(list(found), [list(found.values())]))
+        print(saved_memory(128, 1024))
+        return
+    name = "bottleneck" if args.device == "cpu" else "bottleneck_cuda"
+    sections = [
+        "A training step is forward and backward, down to the gradient of the input; times of one way over another "
+        "are the median of interleaved rounds, with the middle 80 % of them. In sequence: the same weights in one "
+        "`nn.Linear` after another. One thread, float32, unless said.",
+        "## Sizes with a figure to reach",
+        required(args.device),
+    ]
+    if args.device == "cpu":
+        torch.set_num_threads(2)
+        sections += ["The same with two threads:", required(args.device)]
+        torch.set_num_threads(1)
+    cells = [cell(depth, dim, rows, args.device) for depth, dim, rows in itertools.product(DEPTHS, DIMS, ROWS)]
+    sections += ["## Training step over layers in sequence"]
+    sections += [_grid(cells, depth, "over_sequence") for depth in DEPTHS]
+    sections += ["## Training step over a single `nn.Linear`, the least that any depth could take"]
+    sections += [_grid(cells, depth, "over_single") for depth in DEPTHS]
+    sections += [
+        "All sizes with times and spread: [steps.csv](steps.csv).",
+        "## From how many rows composing pays",
+        "Composing always, over layer by layer always. The module composes from as many rows as features on.",
+        threshold(args.device),
+        "## Memory kept for the backward pass, 1024 rows of 128",
+        saved_memory(128, 1024),
+        "## A training step of IRMAE's network for MNIST, batch 256, Adam included",
+        whole_network(args.device, (2, 8, 16)),
+    ]
+    if args.device == "cuda":
+        sections += ["## Precision, compilation and graphs", on_gpu()]
+    body = "\n\n".join(sections)
+    print(body)
+    path = report.write(name, "Cost of the linear bottleneck", body)
+    with (path.parent / "steps.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(cells[0]))
+        writer.writeheader()
+        writer.writerows({key: _short(value) for key, value in found.items()} for found in cells)
+    print(path)
+
+
+def _short(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
