@@ -31,7 +31,7 @@ def rows_with(spectrum: Tensor, n: int, offset: float, dtype: torch.dtype) -> Te
 
 def ours(rows: Tensor) -> Tensor:
     """LatentSpectrum, batch by batch."""
-    metric = LatentSpectrum(rows.shape[1])
+    metric = LatentSpectrum(rows.shape[1]).to(rows.device)
     for batch in rows.split(BATCH):
         metric.update(batch)
     return metric.compute()
@@ -64,10 +64,11 @@ def rankme(rows: Tensor) -> Tensor:
     return values / values.sum() + 1e-5
 
 
+OURS, SVD, NUMPY = "LatentSpectrum", "all rows, svdvals float32", "all rows, np.cov and SVD"
 WAYS = {
-    "LatentSpectrum": ours,
-    "all rows, svdvals float32": all_rows_float32,
-    "all rows, np.cov and SVD": covariance,
+    OURS: ours,
+    SVD: all_rows_float32,
+    NUMPY: covariance,
     "sums, float64": lambda rows: sums(rows, torch.float64),
     "sums, float32": lambda rows: sums(rows, torch.float32),
     "queue of 2048, not centred": rankme,

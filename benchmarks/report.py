@@ -1,8 +1,9 @@
 """A report: what was run, where, and a table of what came out."""
 
+import csv
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def write(name: str, title: str, body: str) -> Path:
     return path
 
 
+def write_csv(name: str, file_name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write ``results/<name>/<file_name>``, the numbers to four digits."""
+    path = RESULTS / name / file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({key: _cell(value, 4) for key, value in row.items()} for row in rows)
+
+
 def environment() -> str:
     """Hardware and versions, as list items."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -46,5 +57,5 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _cell(value: object, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

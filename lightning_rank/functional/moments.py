@@ -41,13 +41,14 @@ def row_moments(rows: Tensor) -> Moments:
         Moments(n=tensor(2., dtype=torch.float64), mean=tensor([2.], dtype=torch.float64),
                 scatter=tensor([[2.]], dtype=torch.float64))
     """
-    rows = rows.to(torch.float64)
+    # One copy, then in place: fresh memory costs more than the arithmetic on it.
+    rows = rows.to(torch.float64, copy=True)
     # 1 for good rows and 0 for bad ones: to branch would make the host wait, and torch.where is slow on a column.
     good = (torch.linalg.vector_norm(rows, dim=-1) <= _LONGEST).to(torch.float64)
-    rows = rows.nan_to_num(0, 0, 0) * good[:, None]
+    rows.nan_to_num_(0, 0, 0).mul_(good[:, None])
     count = good.sum()
     mean = rows.sum(0) / count.clamp(min=1)
-    return Moments(count, mean, _gram(rows.addr(good, mean, alpha=-1)))
+    return Moments(count, mean, _gram(rows.addr_(good, mean, alpha=-1)))
 
 
 def merge_moments(first: Moments, second: Moments) -> Moments:
@@ -129,5 +130,5 @@ def _gram(rows: Tensor) -> Tensor:
     block = max(32, -(-dim // 4))
     gram = rows.new_empty(dim, dim)
     for start in range(0, dim, block):
-        gram[start : start + block, start:] = rows[:, start : start + block].T @ rows[:, start:]
+        torch.mm(rows[:, start : start + block].T, rows[:, start:], out=gram[start : start + block, start:])
     return gram.triu() + gram.triu(1).T

@@ -41,3 +41,5 @@ if __name__ == "__main__":
         strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
         max_epochs=4,
     ).fit(features.attached(Sharded()), tiny.loader(16, 8), tiny.loader(21, 8, seed=2))
+    # Left to the interpreter's exit, the threads of gloo abort the process now and then.
+    torch.distributed.destroy_process_group()
