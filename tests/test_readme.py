@@ -62,3 +62,19 @@ def test_figures_are_those_of_the_committed_report():
     rank, error = told("the plain autoencoder has rank # and error #")
     assert rank == pytest.approx(reported("plain", 0, "-", 1), abs=0.51)
     assert error == pytest.approx(reported("plain", 0, "-", 3), abs=0.0051)
+
+
+def test_costs_are_those_of_the_committed_reports():
+    def reported(name: str, row: str, column: int = 1) -> float:
+        report = (ROOT / f"benchmarks/results/{name}/README.md").read_text()
+        return float(report[report.index(row) + len(row) :].split("|")[column].split()[0])
+
+    costs = [float(cost) for cost in re.findall(r"\| \[([\d.]+)\]\(benchmarks/results", README)]
+    assert costs == [
+        pytest.approx(reported("bottleneck", "| training step | 8 | 128 | 1024 "), abs=0.0051),
+        pytest.approx(reported("bottleneck", "| training step | 16 | 128 | 1024 "), abs=0.0051),
+        pytest.approx(reported("bottleneck", "| evaluation, collapsed | 8 | 128 | 1024 "), abs=0.0051),
+        pytest.approx(reported("monitor", "| epoch of 100000 x 128 over all rows, svdvals float32 "), abs=0.0051),
+        pytest.approx(reported("monitor", "| update over the encoder's forward, 256 images, one thread "), abs=0.00051),
+        pytest.approx(reported("training_overhead", "DepthScaledLR, EffectiveRankMonitor ", 2), abs=0.0051),
+    ]
