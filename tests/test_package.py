@@ -7,6 +7,7 @@ from importlib.metadata import version
 import lightning_rank
 import lightning_rank.functional
 import lightning_rank.metrics
+import lightning_rank.sampling
 
 
 def test_the_public_names_are_those_of_the_contract():
@@ -26,7 +27,8 @@ def test_the_public_names_are_those_of_the_contract():
         "ParticipationRatio",
         "StableRank",
     }
-    for package in (lightning_rank, lightning_rank.functional, lightning_rank.metrics):
+    assert set(lightning_rank.sampling.__all__) == {"LatentSampler"}
+    for package in (lightning_rank, lightning_rank.functional, lightning_rank.metrics, lightning_rank.sampling):
         assert all(hasattr(package, name) for name in package.__all__)
 
 
@@ -39,7 +41,7 @@ def test_importing_it_imports_no_extra():
     script = (
         "import sys, torch, lightning.pytorch, torchmetrics\n"
         "before = set(sys.modules)\n"
-        "import lightning_rank\n"
+        "import lightning_rank, lightning_rank.sampling\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "assert not new & {'matplotlib', 'sklearn', 'tensorboard', 'torchvision', 'wandb'}, new"
     )

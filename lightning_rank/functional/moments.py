@@ -1,5 +1,6 @@
 """Count, mean and centred second moment of rows, and their exact merge."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,9 @@ RESOLUTION = 5e-8
 
 # Longer rows overflow when squared in float64: they count as bad, as infinite ones do.
 _LONGEST = 1e150
+
+# Long sums lose digits, and float64 copies of many rows take memory.
+_CHUNK_ROWS = 2048
 
 
 class Moments(NamedTuple):
@@ -70,6 +74,34 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     delta = second.mean - first.mean
     scatter = torch.addr(first.scatter + second.scatter, delta * (first.n * weight), delta)
     return Moments(count, first.mean + delta * weight, scatter)
+
+
+def finite_moments(batches: Iterable[Tensor], argument: str) -> Moments:
+    """Moments of the rows of all batches, on the CPU, in memory that does not grow with the number of rows.
+
+    Args:
+        batches: Tensors as :func:`row_moments` takes them.
+        argument: What the caller calls them, for the error.
+
+    Raises:
+        ValueError: There are no rows, or some are not finite.
+
+    Example:
+        >>> finite_moments([torch.zeros(2, 3), torch.ones(1, 3)], "latents").n
+        tensor(3., dtype=torch.float64)
+    """
+    merged, rows = None, 0
+    for batch in batches:
+        rows += len(batch)
+        for chunk in batch.split(_CHUNK_ROWS):
+            moments = row_moments(chunk.cpu())
+            merged = moments if merged is None else merge_moments(merged, moments)
+    if merged is None or rows == 0:
+        raise ValueError(f"{argument}: expected one row or more, got none")
+    if merged.n < rows:
+        bad = rows - int(merged.n)
+        raise ValueError(f"{argument}: expected finite rows, got NaN or infinities in {bad} of {rows}")
+    return merged
 
 
 def principal_deviations(moments: Moments) -> Tensor:
