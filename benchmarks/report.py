@@ -1,11 +1,14 @@
 """A report: what was run, where, and a table of what came out."""
 
 import csv
+import functools
 import platform
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -24,8 +27,15 @@ def write(name: str, title: str, body: str) -> Path:
     path = RESULTS / name / "README.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    path.write_text(f"# {title}\n\n{body}\n\n- Command: `{command}`\n{environment()}\n")
+    path.write_text(f"# {title}\n\n{wrapped(body)}\n\n- Command: `{command}`\n{environment()}\n")
     return path
+
+
+def wrapped(body: str) -> str:
+    """The paragraphs filled to 120 columns; tables, lists, titles, pictures and indented blocks as they are."""
+    blocks = body.split("\n\n")
+    fill = functools.partial(textwrap.fill, width=120, break_long_words=False, break_on_hyphens=False)
+    return "\n\n".join(block if block.startswith(("|", "- ", "#", "!", "    ")) else fill(block) for block in blocks)
 
 
 def write_csv(name: str, file_name: str, rows: Sequence[Mapping[str, object]]) -> None:
@@ -36,6 +46,12 @@ def write_csv(name: str, file_name: str, rows: Sequence[Mapping[str, object]]) -
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({key: _cell(value, 4) for key, value in row.items()} for row in rows)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, and the smallest and largest value where they differ."""
+    middle, low, high = (f"{value:.3g}" for value in (median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def environment() -> str:

@@ -40,11 +40,17 @@ def digits(val_fraction: float = 0.25) -> TensorDataModule:
     return TensorDataModule(images[held_out:], images[:held_out])
 
 
-def synthetic(rank: int = 8, features: int = 64, noise: float = 0.05, rows: int = 4096) -> TensorDataModule:
-    r"""Rows ``x = A c + noise`` of a known rank: ``A`` orthonormal, the variances of ``c`` falling from 1 to 1/4."""
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(features, rank, generator=generator)).Q
-    scale = torch.linspace(1, 0.25, rank).sqrt()
-    codes = torch.randn(2 * rows, rank, generator=generator) * scale
+def synthetic(rank: int = 8) -> TensorDataModule:
+    """Rows of a known rank, the variances of their directions falling linearly from 1 to 1/4."""
+    return low_rank(torch.linspace(1, 0.25, rank))
+
+
+def low_rank(
+    variances: Tensor, features: int = 64, noise: float = 0.05, rows: int = 4096, seed: int = 0
+) -> TensorDataModule:
+    """Rows ``x = A c + noise``: ``A`` orthonormal, ``c`` normal with the given variances."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(features, len(variances), generator=generator)).Q
+    codes = torch.randn(2 * rows, len(variances), generator=generator) * variances.sqrt()
     data = codes @ basis.T + noise * torch.randn(2 * rows, features, generator=generator)
     return TensorDataModule(data[:rows], data[rows:])
