@@ -69,7 +69,7 @@ class Stack:
 
     def __init__(self, models: Sequence[nn.Sequential], train: Tensor, held_out: Tensor) -> None:
         self.model = models[0]
-        self.parameters, self.buffers = stack_module_state(list(models))
+        self.parameters, _ = stack_module_state(list(models))
         self.train_rows, self.held_out = train, held_out
 
     @classmethod

@@ -11,7 +11,8 @@ decay :math:`\lambda` (``weight_decay`` of ``torch.optim.SGD`` and ``torch.optim
 
 .. math:: v > v_c = \frac{\lambda}{2 \kappa}, \qquad \kappa = \max_p\, (1 - p)\, p^a = \frac{a^a}{(1 + a)^{1 + a}}
 
-so directions below :math:`v_c` are cut and those above survive, however long the training. The cut hardly depends on
+so directions below :math:`v_c` are cut and those above can survive, however long the training. (Zero is a rest point,
+too: one less than half as large again may fall to it, if the start gives it too little.) The cut hardly depends on
 the depth: :math:`v_c / \lambda` is 0.5 at ``N = 0``, 1.54 at 4, 1.85 at 16 and 2 in the limit.
 
 Limits: derived for linear autoencoders, and tried on those only. Start from gain 1 (from a small gain, decay kills
@@ -28,7 +29,8 @@ def weight_decay_for_variance_cutoff(cutoff: float, depth: int) -> float:
 
     .. math:: \lambda = 2 \kappa v_c
 
-    with :math:`\kappa` as in the description of this module.
+    with :math:`\kappa` derived in the description of this module, for linear autoencoders that start from gain 1, with
+    encoder, decoder and linear layers decayed and biases not.
 
     Args:
         cutoff: Smallest variance of the data along a principal direction worth keeping, an eigenvalue of the input
@@ -36,7 +38,8 @@ def weight_decay_for_variance_cutoff(cutoff: float, depth: int) -> float:
         depth: Number of linear layers between encoder and decoder.
 
     Returns:
-        ``weight_decay`` for ``torch.optim.Adam`` or ``SGD`` and a squared error summed over features.
+        ``weight_decay`` for ``torch.optim.Adam`` or ``SGD`` and a squared error summed over features and averaged over
+        samples; divide it by ``n`` for one that is averaged over ``n`` features, too.
 
     Raises:
         TypeError: ``depth`` is not an int.

@@ -1,0 +1,293 @@
+"""One direction after another: gains during training, over those that the law of deep linear networks predicts.
+
+``--quick`` takes fewer depths and steps and writes nothing.
+"""
+
+import argparse
+import itertools
+from typing import Any
+
+import report
+import torch
+from linear_autoencoders import DIM, FEATURES
+from matplotlib.figure import Figure
+from sweep_report import COLOURS
+from torch import Tensor, nn
+
+from lightning_rank import LinearBottleneck, depth_scaled_param_groups
+
+NAME = "greedy_learning"
+VARIANCES = torch.tensor([1, 0.5, 0.25, 0.125], dtype=torch.float64)
+GAIN, OUTER = 0.03, 0.5  # of the linear layers together, and of encoder and decoder each, if aligned
+DEPTHS = (1, 2, 4, 8)
+ALIGNED, USUAL, ADAM = "aligned start, SGD", "usual start, SGD", "usual start, Adam"
+RUNS = {  # optimizer, learning rate, steps, steps from check to check, seeds
+    ALIGNED: (torch.optim.SGD, 0.01, 20_000, 10, (40,)),  # another seed is another rotation of the same
+    USUAL: (torch.optim.SGD, 0.01, 20_000, 10, (40, 41, 42)),
+    ADAM: (torch.optim.Adam, 1e-3, 600, 2, (40, 41, 42)),
+}
+
+
+def make_model(depth: int, aligned: bool, axes: Tensor) -> nn.Sequential:
+    """Orthogonal linear layers; around them nn.Linear's own start, or one aligned with the axes of the data.
+
+    Aligned: the encoder's first rows are the axes, and the decoder is the transpose of all before it, so that each
+    direction of the data has a path of its own through all factors.
+    """
+    encoder, decoder = (nn.Linear(*shape, bias=False, dtype=axes.dtype) for shape in ((FEATURES, DIM), (DIM, FEATURES)))
+    bottleneck = LinearBottleneck(DIM, depth, gain=GAIN, dtype=axes.dtype)
+    if aligned:
+        count = axes.shape[1]
+        others = torch.linalg.qr(torch.cat([axes, torch.randn(FEATURES, DIM - count, dtype=axes.dtype)], 1)).Q
+        with torch.no_grad():
+            encoder.weight.copy_(OUTER * torch.cat([axes, others[:, count:]], 1).T)
+            decoder.weight.copy_((bottleneck.weight @ encoder.weight).T / GAIN)
+    return nn.Sequential(encoder, bottleneck, decoder)
+
+
+def train(run: str, depth: int, seed: int, steps: int) -> list[dict[str, Any]]:
+    """Train on all the data at once: a row for each check and direction, measured and predicted.
+
+    Under SGD the time is the step times the learning rate, under Adam the step. The gain of a direction ``a`` is
+    ``a^T W a`` of the whole map, and its deviation in the latents that of the data times the gain up to there.
+    """
+    torch.manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(FEATURES, len(VARIANCES), dtype=torch.float64)).Q
+    # As many rows as directions have exactly the covariance wanted.
+    rows = (len(VARIANCES) * VARIANCES).sqrt()[:, None] * axes.T
+    model = make_model(depth, run == ALIGNED, axes)
+    outer = [(weight @ axes).norm(dim=0).detach() for weight in (model[0].weight, model[2].weight.T)]
+    make_optimizer, lr, _, every, _ = RUNS[run]
+    optimizer = make_optimizer(depth_scaled_param_groups(model, lr))
+    unit = lr if make_optimizer is torch.optim.SGD else 1
+    times, gains, latents = [], [], []
+    for step in range(1, steps + 1):
+        loss = (model(rows) - rows).square().sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % every == 0:
+            with torch.no_grad():
+                times.append(unit * step)
+                gains.append((model(axes.T) * axes.T).sum(1))
+                latents.append(model[:2](axes.T).norm(dim=1) * VARIANCES.sqrt())
+    predicted = (
+        grow(depth, *outer, times) if make_optimizer is torch.optim.SGD else [(gains[0] * torch.nan,) * 2] * len(times)
+    )
+    return [
+        {"run": run, "depth": depth, "seed": seed, "variance": VARIANCES[k].item(), "time": time}
+        | {"gain": p[k].item(), "predicted_gain": q[0][k].item()}
+        | {"latent": z[k].item(), "predicted_latent": (q[1] * VARIANCES.sqrt())[k].item()}
+        for time, p, z, q in zip(times, gains, latents, predicted, strict=True)
+        for k in range(len(VARIANCES))
+    ]
+
+
+def grow(depth: int, encoder: Tensor, decoder: Tensor, times: list[float]) -> list[tuple[Tensor, Tensor]]:
+    r"""Gain from end to end, and up to the latents, of directions with a path of their own, under gradient flow.
+
+    .. math::
+        p = \sqrt{(e^2 + u) (d^2 + u)}\,(g^{2/N} + u / N)^{N/2}, \qquad \dot u = 4 v (1 - p)\,p
+
+    with ``e``, ``d`` and ``g`` the gains of encoder, decoder and the ``N`` linear layers together at the start, and
+    ``v`` the variance. For the loss is ``v (1 - p)^2``, so that the square of each outer factor grows at
+    ``4 v (1 - p) p``, and that of each linear one, whose learning rate is over ``N``, at the ``N``-th part of it: all
+    that the factors have learned is one number, ``u``. After Saxe et al. 2014 and Arora et al. 2018, with unequal
+    starts and learning rates.
+    """
+
+    def gains(u: Tensor) -> tuple[Tensor, Tensor]:
+        latent = (encoder**2 + u).sqrt() * (GAIN ** (2 / depth) + u / depth) ** (depth / 2)
+        return latent * (decoder**2 + u).sqrt(), latent
+
+    def speed(u: Tensor) -> Tensor:
+        p = gains(u)[0]
+        return 4 * VARIANCES * (1 - p) * p
+
+    u, now, learned = torch.zeros_like(VARIANCES), 0.0, []
+    for time in times:  # by the method of Runge and Kutta
+        h, now = time - now, time
+        first = speed(u)
+        second = speed(u + h / 2 * first)
+        third = speed(u + h / 2 * second)
+        u = u + h / 6 * (first + 2 * second + 2 * third + speed(u + h * third))
+        learned.append(gains(u))
+    return learned
+
+
+def crossing(rows: list[dict[str, Any]], key: str, level: float) -> float:
+    """When a curve first reaches a level; infinite if it does not."""
+    below = (0.0, 0.0)
+    for row in rows:
+        if row[key] >= level:
+            return below[0] + (row["time"] - below[0]) * (level - below[1]) / (row[key] - below[1])
+        below = (row["time"], row[key])
+    return float("inf")
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """When each direction is learned to a half, measured and predicted, and how long it takes from 10 % to 90 %."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in ("run", "depth", "variance", "seed")), []).append(row)
+    summaries = []
+    for key, curve in groups.items():
+        half, predicted = crossing(curve, "gain", 0.5), crossing(curve, "predicted_gain", 0.5)
+        rise = (crossing(curve, "gain", 0.9) - crossing(curve, "gain", 0.1)) / half
+        row = dict(zip(("run", "depth", "variance", "seed"), key, strict=True)) | {"half_time": half}
+        row |= {"predicted_half_time": predicted, "rise_over_half_time": rise}
+        row["largest_error_of_gain"] = max(abs(step["gain"] - step["predicted_gain"]) for step in curve)
+        summaries.append(row)
+    return summaries
+
+
+def table(summaries: list[dict[str, Any]], run: str) -> str:
+    """One run: a row for each depth and direction."""
+    lines = []
+    for depth, variance in dict.fromkeys((row["depth"], row["variance"]) for row in summaries if row["run"] == run):
+        some = [row for row in summaries if (row["run"], row["depth"], row["variance"]) == (run, depth, variance)]
+        line = [depth, variance, report.spread([row["half_time"] for row in some])]
+        if run != ADAM:
+            line.append(report.spread([row["predicted_half_time"] for row in some]))
+            line.append(report.spread([row["half_time"] / row["predicted_half_time"] for row in some]))
+        lines.append([*line, report.spread([row["rise_over_half_time"] for row in some])])
+    predicted = [] if run == ADAM else ["predicted", "measured / predicted"]
+    return report.markdown(
+        ["depth", "variance", "half learned at", *predicted, "rise from 10 to 90 %, over that time"], lines
+    )
+
+
+def picture(rows: list[dict[str, Any]], key: str) -> Figure:
+    """Measured curves (wide, pale) under predicted ones (thin, dark): a row a run, a column a depth."""
+    figure = Figure(figsize=(12, 7.6), dpi=110, layout="constrained")
+    panels = figure.subplots(len(RUNS), len(DEPTHS), sharey=True, sharex="row")
+    for (run, line), (depth, column) in itertools.product(
+        zip(RUNS, panels, strict=True), zip(DEPTHS, range(len(DEPTHS)), strict=True)
+    ):
+        axes = line[column]
+        for (variance, colour), seed in itertools.product(
+            zip(VARIANCES.tolist(), COLOURS, strict=False), RUNS[run][-1]
+        ):
+            curve = [
+                row
+                for row in rows
+                if (row["run"], row["depth"], row["variance"], row["seed"]) == (run, depth, variance, seed)
+            ]
+            times = [row["time"] for row in curve]
+            label = f"variance {variance:g}" if seed == RUNS[run][-1][0] else None
+            axes.plot(times, [row[key] for row in curve], color=colour, linewidth=3, alpha=0.45, label=label)
+            predicted = [row[f"predicted_{key}"] for row in curve]
+            axes.plot(times, predicted, color="black", linewidth=0.8, linestyle="-" if run == ALIGNED else ":")
+        axes.set_title(f"{run}, depth {depth}", fontsize=9)
+        axes.set_xlabel("step" if run == ADAM else "step x learning rate", fontsize=9)
+        axes.set_xscale("log")
+    name = {"gain": "gain from end to end", "latent": "deviation in the latents"}[key]
+    for axes in panels[:, 0]:
+        axes.set_ylabel(name)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer depths and steps, and nothing is written")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.quick:
+        print(table(summarize(train(ALIGNED, 2, 40, 500)), ALIGNED))
+        return
+    rows = [
+        row
+        for (run, (_, _, steps, _, seeds)), depth in itertools.product(RUNS.items(), DEPTHS)
+        for seed in seeds
+        for row in train(run, depth, seed, steps)
+    ]
+    summaries = summarize(rows)
+    off = {
+        run: [row["half_time"] / row["predicted_half_time"] for row in summaries if row["run"] == run] for run in RUNS
+    }
+    error = max(row["largest_error_of_gain"] for row in summaries if row["run"] == ALIGNED)
+    apart = {
+        run: [
+            report.median(
+                [
+                    next(
+                        other["half_time"]
+                        for other in summaries
+                        if _same_run(row, other) and other["variance"] == 0.125
+                    )
+                    / row["half_time"]
+                    for row in summaries
+                    if row["run"] == run and row["depth"] == depth and row["variance"] == 1
+                ]
+            )
+            for depth in DEPTHS
+        ]
+        for run in RUNS
+    }
+    rises = [
+        report.median(
+            [row["rise_over_half_time"] for row in summaries if (row["run"], row["depth"]) == (ALIGNED, depth)]
+        )
+        for depth in DEPTHS
+    ]
+    body = f"""Four directions of the data, of variances 1, 1/2, 1/4 and 1/8; a bias-free autoencoder of 64 features
+and 32 latents; orthogonal linear layers of end-to-end gain {GAIN} at the learning rate over depth; all the data in
+every step, in float64. SGD at 0.01, so that training is nearly gradient flow; Adam at 1e-3. The aligned start gives
+encoder and decoder gains of {OUTER} along the axes of the data, the usual start is nn.Linear's own (seeds
+{", ".join(map(str, RUNS[USUAL][-1]))}).
+
+The law predicted by, derived in [greedy_learning.py](../../greedy_learning.py) after Saxe et al. 2014 and Arora et
+al. 2018 for these starts and rates: all that the factors of a direction of variance `v` have learned is one number
+`u`,
+
+    p = sqrt((e^2 + u) (d^2 + u)) (g^(2/N) + u/N)^(N/2),    du/dt = 4 v (1 - p) p,
+
+with `p` the gain from end to end (from the aligned start, a singular value of the whole map), and `e`, `d`, `g` those
+of encoder, decoder and linear layers at the start. Its time scales as 1 / `v`.
+
+- **Holds**: from the aligned start gains follow the law: half learned at {min(off[ALIGNED]):.3f} to
+  {max(off[ALIGNED]):.3f} of the predicted times, no gain ever further than {error:.3f} from its curve, at every
+  depth. Directions are learned one after another, the last {apart[ALIGNED][0]:.1f} times as late as the first, as 1 /
+  `v` has it. The deeper, the sharper: the rise takes {rises[0]:.2f}, {rises[1]:.2f}, {rises[2]:.2f} and
+  {rises[3]:.2f} of the time that a direction has waited.
+- **Holds within limits**: from the usual start the order is the same, and the law is too early: directions are
+  learned at {min(off[USUAL]):.2f} to {max(off[USUAL]):.2f} times the predicted times. The factors have first to turn
+  to each other, and the law knows nothing of that.
+- **Holds within limits** under Adam: the law is not one of Adam, but without noise the order is the same. The last
+  direction is learned {", ".join(f"{ratio:.1f}" for ratio in apart[ADAM])} times as late as the first at depths
+  {", ".join(map(str, DEPTHS))}; under SGD from the same start, {", ".join(f"{ratio:.1f}" for ratio in apart[USUAL])}.
+
+![Gains from end to end](gains.png)
+
+Coloured: measured; black: predicted (dotted where the start is not the one that the law is for). Time is logarithmic.
+
+![Deviations in the latents](latents.png)
+
+From the {ALIGNED}:
+
+{table(summaries, ALIGNED)}
+
+From the {USUAL}, the median over seeds (and the ends, where they differ):
+
+{table(summaries, USUAL)}
+
+From the {ADAM}, in steps:
+
+{table(summaries, ADAM)}
+
+Every run: [half_times.csv](half_times.csv)."""
+    print(body)
+    report.write_csv(NAME, "half_times.csv", summaries)
+    for key, file_name in (("gain", "gains.png"), ("latent", "latents.png")):
+        picture(rows, key).savefig(report.RESULTS / NAME / file_name)
+    print(report.write(NAME, "One direction after another", body))
+
+
+def _same_run(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(row[key] == other[key] for key in ("run", "depth", "seed"))
+
+
+if __name__ == "__main__":
+    main()
