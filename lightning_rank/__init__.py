@@ -5,6 +5,7 @@ arXiv 2107.01301).
 """
 
 from lightning_rank.callbacks import DepthScaledLR, EffectiveRankMonitor
+from lightning_rank.compression import load_truncated, truncate_linear_bottleneck
 from lightning_rank.mixin import LinearBottleneckMixin, attach_linear_bottleneck, collapse_linear_bottleneck
 from lightning_rank.nn import LinearBottleneck
 from lightning_rank.optim import depth_scaled_param_groups
@@ -19,4 +20,6 @@ __all__ = [
     "attach_linear_bottleneck",
     "collapse_linear_bottleneck",
     "depth_scaled_param_groups",
+    "load_truncated",
+    "truncate_linear_bottleneck",
 ]

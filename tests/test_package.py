@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import version
 
 import lightning_rank
+import lightning_rank.compression
 import lightning_rank.functional
 import lightning_rank.metrics
 import lightning_rank.sampling
@@ -19,6 +20,8 @@ def test_the_public_names_are_those_of_the_contract():
         "attach_linear_bottleneck",
         "collapse_linear_bottleneck",
         "depth_scaled_param_groups",
+        "load_truncated",
+        "truncate_linear_bottleneck",
     }
     assert set(lightning_rank.metrics.__all__) == {
         "EffectiveRank",
@@ -28,7 +31,9 @@ def test_the_public_names_are_those_of_the_contract():
         "StableRank",
     }
     assert set(lightning_rank.sampling.__all__) == {"LatentSampler"}
-    for package in (lightning_rank, lightning_rank.functional, lightning_rank.metrics, lightning_rank.sampling):
+    assert set(lightning_rank.compression.__all__) == {"Truncation", "load_truncated", "truncate_linear_bottleneck"}
+    parts = (lightning_rank.compression, lightning_rank.functional, lightning_rank.metrics, lightning_rank.sampling)
+    for package in (lightning_rank, *parts):
         assert all(hasattr(package, name) for name in package.__all__)
 
 

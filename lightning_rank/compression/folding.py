@@ -1,0 +1,102 @@
+"""Making a linear layer take in the linear map in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rank.compression.bottleneck import replace_submodule
+from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
+
+Foldable = nn.Linear | nn.Conv2d
+
+
+def fold_decode(
+    module: nn.Module, truncated: TruncatedBottleneck, run: Callable[[], tuple[Tensor, Any]]
+) -> tuple[str, Foldable, Foldable] | None:
+    """Fold the second map of ``truncated`` into the layer behind it, in place, if there is one.
+
+    That layer is the only one that is given the very tensor that comes out of ``truncated``; whether anything else
+    uses that tensor shows when ``run`` gives the same result afterwards.
+
+    Args:
+        module: Where to look for the layer.
+        truncated: A bottleneck with both of its maps.
+        run: Gives the latents, or the code if ``truncated`` is folded, and what is made of them.
+
+    Returns:
+        The name of the layer, the layer, and the thinner one that took its place. ``None`` if there is no such layer;
+        then nothing was changed.
+    """
+    decode = truncated.decode
+    assert decode is not None
+    try:
+        expected, takers = _run_recording(module, run)
+    except (RuntimeError, TypeError):  # what takes the latents takes more than those
+        return None
+    if len(takers) != 1:
+        return None
+    ((name, layer),) = takers.items()
+    if not can_take(layer):
+        return None
+    matrix, offset = (part.detach().to("cpu", torch.float64) for part in (decode.weight, decode.bias))
+    weight = layer.weight.detach().flatten(1).to("cpu", torch.float64)
+    bias = weight @ offset if layer.bias is None else weight @ offset + layer.bias.detach().cpu()
+    thinner = thinner_layer(layer, decode.in_features)
+    set_parameters(thinner, weight @ matrix, bias)
+    replace_submodule(module, name, thinner)
+    truncated.decode = None
+    try:
+        tolerance = torch.finfo(layer.weight.dtype).eps ** 0.5
+        torch.testing.assert_close(run()[1], expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    except (AssertionError, RuntimeError, TypeError, ValueError):
+        truncated.decode = decode
+        replace_submodule(module, name, layer)
+        return None
+    return name, layer, thinner
+
+
+def _run_recording(module: nn.Module, run: Callable[[], tuple[Tensor, Any]]) -> tuple[Any, dict[str, nn.Module]]:
+    """What was made of the latents, and the linear and convolutional layers that were given them."""
+    calls: list[tuple[str, nn.Module, Any]] = []
+
+    def record(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda layer, args: calls.append((name, layer, args[0])) if args else None
+
+    kinds = nn.Linear, nn.modules.conv._ConvNd
+    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, kinds)]
+    hooks = [layer.register_forward_pre_hook(record(name)) for name, layer in layers]
+    try:
+        latents, made = run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return made, {name: layer for name, layer, input in calls if input is latents}
+
+
+def can_take(layer: nn.Module) -> TypeGuard[Foldable]:
+    """Whether it is a plain linear layer, or a 1x1 convolution that mixes all channels."""
+    if type(layer) is nn.Conv2d:
+        return set(layer.kernel_size) == {1} and layer.groups == 1
+    return type(layer) is nn.Linear
+
+
+def thinner_layer(layer: Foldable, rank: int) -> Foldable:
+    """A layer like ``layer`` for inputs ``rank`` wide, with a bias."""
+    out, options = len(layer.weight), {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    if isinstance(layer, nn.Conv2d):
+        thinner: Foldable = nn.Conv2d(rank, out, 1, stride=layer.stride, **options)  # pyright: ignore
+    else:
+        thinner = nn.Linear(rank, out, **options)
+    return thinner.requires_grad_(layer.weight.requires_grad)
+
+
+def set_parameters(layer: Foldable, weight: Tensor, bias: Tensor) -> None:
+    """Give a layer that weight, ``(out, in)``, and that bias."""
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        layer.bias.copy_(bias)

@@ -1,0 +1,90 @@
+"""The latents of data: what comes out of the bottleneck."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
+from lightning_rank.nn.linear_bottleneck import LinearBottleneck
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients and compiled code; each submodule's own mode comes back."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        # Compiled code would not notice a hook.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+def check_data(data: Any) -> None:
+    """Refuse what is neither latents nor batches.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes | Mapping):
+        raise TypeError(f"data: expected latents or a dataloader of training batches, got {type(data).__name__}")
+
+
+def input_of(batch: Any, device: torch.device) -> Tensor:
+    """What of a batch goes into the module.
+
+    Raises:
+        TypeError: It is no tensor.
+    """
+    input = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"data: expected batches that are a tensor, or a tuple or list that starts with one, got "
+            f"{type(batch).__name__}; pass the latents themselves"
+        )
+    return input.to(device)
+
+
+def latents_of_batches(module: nn.Module, bottleneck: LinearBottleneck, batches: Iterable[Any]) -> Iterator[Tensor]:
+    """Run the module on each batch, and yield what comes out of its bottleneck.
+
+    Raises:
+        TypeError: A batch has no tensor to go in.
+        ValueError: The module does not call its bottleneck.
+    """
+    found: list[Any] = []
+    hook = bottleneck.register_forward_hook(lambda module, args, output: found.append(output))
+    try:
+        for batch in batches:
+            module(input_of(batch, bottleneck.weight.device))
+            if not found:
+                raise ValueError(
+                    "data: the forward pass of module did not call the bottleneck; pass the latents themselves"
+                )
+            yield from found
+            found.clear()
+    finally:
+        hook.remove()
+
+
+def latent_rows(latents: Tensor, bottleneck: LinearBottleneck) -> Tensor:
+    """Every position of the latents as a row, shape ``(rows, dim)``.
+
+    Raises:
+        TypeError: They are not real and floating-point.
+        ValueError: They are not as wide as the bottleneck.
+    """
+    if not latents.is_floating_point():
+        raise TypeError(f"data: expected real floating-point latents, got {latents.dtype}")
+    axis = resolve_feature_axis(latents.ndim, bottleneck.feature_axis) if latents.ndim > 1 else -1
+    if latents.ndim < 2 or latents.shape[axis] != bottleneck.dim:
+        raise ValueError(
+            f"data: expected latents with {bottleneck.dim} features on axis {axis} of at least two, got shape "
+            f"{tuple(latents.shape)}"
+        )
+    return as_rows(latents.detach(), axis)

@@ -1,0 +1,60 @@
+"""Weights of a truncated module, into one that is not."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lightning_rank.compression.bottleneck import find_bottleneck, replace_submodule
+from lightning_rank.compression.folding import can_take, thinner_layer
+from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
+
+
+def load_truncated(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Truncate a module as the ``state_dict`` of an equal module was, and load it, in place.
+
+    Of a Lightning checkpoint, give ``torch.load(path)["state_dict"]``.
+
+    Args:
+        module: A fresh module, with its linear bottleneck.
+        state_dict: That of an equal module after :func:`~lightning_rank.truncate_linear_bottleneck`, folded or not.
+
+    Raises:
+        TypeError: ``module`` is not an ``nn.Module``.
+        ValueError: It has no linear bottleneck, or ``state_dict`` is not of a truncated module.
+        RuntimeError: The ``state_dict`` is of a module that differs in something else, as in ``load_state_dict``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_rank import LinearBottleneck, truncate_linear_bottleneck
+        >>> def new():
+        ...     return nn.Sequential(nn.Linear(8, 4), LinearBottleneck(4, depth=2), nn.Linear(4, 8))
+        >>> model, other = new(), new()
+        >>> truncated = truncate_linear_bottleneck(model, torch.randn(100, 4), rank=2)
+        >>> load_truncated(other, model.state_dict())
+        >>> torch.equal(model(torch.ones(8)), other(torch.ones(8)))
+        True
+    """
+    name, bottleneck = find_bottleneck(module)
+    key = f"{name}.encode.weight"
+    if key not in state_dict:
+        raise ValueError(f"state_dict: expected that of a truncated module, with {key!r}; got none")
+    dim, rank = bottleneck.dim, len(state_dict[key])
+    folded = f"{name}.decode.weight" not in state_dict
+    like = bottleneck.weight
+    truncated = TruncatedBottleneck(
+        dim, rank, folded=folded, feature_axis=bottleneck.feature_axis, device=like.device, dtype=like.dtype
+    )
+    replace_submodule(module, name, truncated.train(module.training))
+    if folded:
+        for layer_name, layer in list(module.named_modules()):
+            if can_take(layer) and _took(layer_name, layer, dim, rank, state_dict):
+                replace_submodule(module, layer_name, thinner_layer(layer, rank).train(layer.training))
+    module.load_state_dict(dict(state_dict))
+
+
+def _took(name: str, layer: nn.Linear | nn.Conv2d, dim: int, rank: int, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether that layer took the second map in, as far as shapes tell."""
+    saved = state_dict.get(f"{name}.weight")
+    if saved is None or layer.weight.shape[1] != dim or saved.shape[1] != rank:
+        return False
+    return rank < dim or (layer.bias is None and f"{name}.bias" in state_dict)
