@@ -5,6 +5,7 @@
 
 import data
 from autoencoders import Autoencoder, mlp_autoencoder
+from data_modules import TensorDataModule
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_rank import LinearBottleneckMixin
@@ -27,7 +28,7 @@ class LowRankAutoencoder(LinearBottleneckMixin, Autoencoder):
         self.add_linear_bottleneck(dim=dim, depth=depth, gain=gain, after="encoder")
 
 
-class Digits(data.TensorDataModule):
+class Digits(TensorDataModule):
     """scikit-learn's digits.
 
     Args:
@@ -36,7 +37,7 @@ class Digits(data.TensorDataModule):
 
     def __init__(self, batch_size: int = 128) -> None:
         images = data.digits()
-        super().__init__(images.train.tensors[0], images.val.tensors[0], batch_size)
+        super().__init__(images.train.tensors, images.val.tensors, images.test.tensors, batch_size)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_digits_leave_table_pictures_and_a_wandb_run_each(tmp_path):
     ]
     for row in rows:
         assert 1 <= float(row["rank/effective"]) <= 32
-        assert float(row["rank/samples"]) == 449
+        assert float(row["rank/samples"]) == 224
     for name in ("rank_curves.png", "spectra.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.glob("runs/*/wandb/offline-run-*/*.wandb"))) == 3
@@ -123,7 +123,7 @@ def test_two_processes_run_the_whole_sweep(launcher, tmp_path):
         start[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(start, env=environment(), capture_output=True, text=True, check=True, timeout=200)
     rows = results(tmp_path)
-    assert [(row["method"], float(row["rank/samples"])) for row in rows] == [("plain", 449), ("ours", 449)]
+    assert [(row["method"], float(row["rank/samples"])) for row in rows] == [("plain", 224), ("ours", 224)]
     assert done.stdout.count("written to") == 1
 
 
