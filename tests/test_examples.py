@@ -44,7 +44,12 @@ def test_digits_leave_table_pictures_and_a_wandb_run_each(tmp_path):
     for row in rows:
         assert 1 <= float(row["rank/effective"]) <= 32
         assert float(row["rank/samples"]) == 224
-    for name in ("rank_curves.png", "spectra.png"):
+        assert 0.5 < float(row["probe/10"]) < float(row["probe/all"]) < 1
+        assert float(row["test/error"]) == pytest.approx(float(row["val/loss"]), rel=0.1)
+        assert float(row["samples/count"]) == 225
+        assert float(row["frechet/classifier/gaussian"]) > 0
+        assert "fid" not in "".join(row)
+    for name in ("rank_curves.png", "rank_by_depth.png", "quality_by_rank.png", "spectra.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.glob("runs/*/wandb/offline-run-*/*.wandb"))) == 3
     assert f"wandb sync {tmp_path}/runs/*/wandb/offline-run-*" in done.stdout
@@ -100,13 +105,19 @@ def test_other_settings_are_other_runs(tmp_path):
     assert list(tmp_path.glob("runs/ours*/csv/version_0/metrics.csv"))
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_its_result_is_trained_again(tmp_path):
+def test_a_run_killed_after_training_is_measured_and_one_killed_just_before_is_trained_again(tmp_path):
     arguments = ["--logger", "none", *QUICK, "--methods", "ours", "--output-dir", str(tmp_path)]
     (first,) = rank_sweep.main(arguments)
     (path,) = tmp_path.glob("runs/*/result.json")
+    trained = path.with_name("trained.json")
+    written = trained.stat().st_mtime_ns
     path.unlink()
+    assert rank_sweep.main(arguments) == [first], "the same weights, and the same rank curve"
+    assert trained.stat().st_mtime_ns == written, "without training"
+    path.unlink()
+    trained.unlink()
     (again,) = rank_sweep.main(arguments)
-    assert again["rank/effective"] == first["rank/effective"]
+    assert {**again, "seconds": None} == {**first, "seconds": None}
 
 
 def test_synthetic_data_end_at_their_rank(tmp_path):
@@ -133,17 +144,46 @@ def test_bad_settings_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"methods: expected some of .*, got 'vae'"):
         sweep(methods=["vae"])
-    with pytest.raises(ValueError, match="depths: expected 0 for 'plain' or one above 0 for the others"):
+    with pytest.raises(ValueError, match=r"depths.*: expected depth 0 for 'plain' or one above 0 for the others"):
         sweep(methods=["plain"], depths=[4])
     with pytest.raises(ValueError, match="depths: expected numbers of 0 or more"):
         sweep(depths=[0, -2])
-    with pytest.raises(ValueError, match="gain: expected a positive number, got 0"):
-        sweep(gain=0)
+    with pytest.raises(ValueError, match="gains: expected positive numbers, got 0"):
+        sweep(gains=[0.1, 0])
     with pytest.raises(ValueError, match="max_epochs: expected 1 or more, got 0"):
         sweep(max_epochs=0)
-    with pytest.raises(ValueError, match="seeds: expected 1 or more, got 0"):
-        sweep(seeds=0)
+    with pytest.raises(ValueError, match=r"a gain and a seed, got .*, \[\]"):
+        sweep(seeds=[])
+    with pytest.raises(ValueError, match="shard: expected"):
+        sweep(shard=(3, 2))
+    with pytest.raises(ValueError, match="variance_cutoff: expected a positive number, got 0"):
+        sweep(variance_cutoff=0)
     with pytest.raises(ValueError, match="logger: expected one of"):
         sweep(logger="mlflow")
-    with pytest.raises(SystemExit):
-        rank_sweep.parse_args(["--data", "imagenet"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data", "imagenet"], "argument --data: invalid choice: 'imagenet'"),
+        (["--limit-train-batches", "0"], "argument --limit-train-batches: expected a number of batches, or a share"),
+        (["--limit-val-batches", "1.5"], "argument --limit-val-batches: expected a number of batches, or a share"),
+        (["--shard", "0/2"], "argument --shard: expected I/N with I from 1 to N, such as 1/4, got 0/2"),
+        (["--seeds", "0"], "--seeds: expected 1 or more, got 0"),
+        (["--batch-size", "0"], "--batch-size: expected 1 or more, got 0"),
+        (["--gains", "0.3", "--variance-cutoff", "0.1"], "--gains with --variance-cutoff: the cutoff holds for gain 1"),
+    ],
+)
+def test_wrong_flags_are_refused(arguments, told, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        rank_sweep.parse_args(arguments)
+    assert told in capsys.readouterr().err
+
+
+def test_missing_and_damaged_data_stop_the_sweep_and_keep_what_is_finished(tmp_path):
+    arguments = ["--logger", "none", *QUICK, "--methods", "plain", "--output-dir", str(tmp_path)]
+    rank_sweep.main(arguments)
+    with pytest.raises(SystemExit, match=r"error: .*none: expected a folder of images for each class"):
+        rank_sweep.main([*arguments, "--data", "folder", "--data-dir", str(tmp_path / "none")])
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 1
+    assert len(results(tmp_path)) == 1

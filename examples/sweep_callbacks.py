@@ -1,0 +1,69 @@
+"""What a sweep hangs onto each training: a line of progress, and what is left of it in the end."""
+
+import json
+import time
+from pathlib import Path
+
+from files import write_whole
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm.auto import tqdm
+
+from lightning_rank import EffectiveRankMonitor
+
+
+class Progress(Callback):
+    """One line a run: a bar over epochs, with rank and error."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar, from the epoch where training goes on."""
+        self.bar = tqdm(
+            desc=self.title,
+            total=trainer.max_epochs,
+            initial=trainer.current_epoch,
+            unit="epoch",
+            disable=not trainer.is_global_zero,
+            mininterval=0.5,
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One more."""
+        shown = {"rank": "rank/effective", "val error": "val/loss"}
+        metrics = trainer.callback_metrics
+        values = {key: f"{metrics[name]:.2f}" for key, name in shown.items() if name in metrics}
+        self.bar.set_postfix(values, refresh=False)
+        self.bar.update()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the line as it is."""
+        self.bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the line as it is."""
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class SaveTraining(Callback):
+    """Keeps what training came to: its last checkpoint, metrics and rank curve."""
+
+    def __init__(self, monitor: EffectiveRankMonitor, directory: Path) -> None:
+        self.monitor = monitor
+        self.directory = directory
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.start = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint, then ``trained.json``, which says that it is the last."""
+        seconds = round(time.monotonic() - self.start, 1)
+        trainer.save_checkpoint(self.directory / "last.ckpt")
+        if trainer.is_global_zero:
+            trained = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            trained |= {"epochs": trainer.current_epoch, "seconds": seconds}
+            trained["history"] = self.monitor.history
+            trained["singular_values"] = self.monitor.singular_values["linear_bottleneck"].tolist()
+            write_whole(self.directory / "trained.json", json.dumps(trained))

@@ -1,0 +1,145 @@
+"""What came out of a sweep, as plots; each is a list of panels, to be drawn side by side or one by one."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sweep_tables import TABLES, Results
+
+Panel = Callable[[Axes], None]
+
+METHODS = {"plain": "plain autoencoder", "irmae": "IRMAE style", "ours": "orthogonal, lr / depth (ours)"}
+MARKERS = {"plain": "D", "irmae": "s", "ours": "o"}
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+GREY = "#888888"
+COLUMNS = 3
+
+
+def rank_curves(results: Results) -> list[Panel]:
+    """Effective rank of the validation latents against epoch, a panel a method."""
+    top = 1.05 * max((row["rank/effective"] for result in results for row in result["history"]), default=1)
+
+    def draw(axes: Axes, result: dict[str, Any], **style: Any) -> None:
+        history = result["history"]
+        axes.plot([row["epoch"] + 1 for row in history], [row["rank/effective"] for row in history], **style)
+        axes.set(xlabel="epoch", ylabel="effective rank of the latents", ylim=(0, top))
+
+    return _by_method(results, draw)
+
+
+def spectra(results: Results) -> list[Panel]:
+    """Singular values of the validation latents after training, over the largest, a panel a method."""
+
+    def draw(axes: Axes, result: dict[str, Any], **style: Any) -> None:
+        values = result["singular_values"]
+        largest = max(values[0], 1e-300)
+        axes.semilogy(range(1, len(values) + 1), [max(value / largest, 1e-6) for value in values], **style)
+        axes.set(xlabel="principal direction", ylabel="singular value / largest", ylim=(1e-4, 1.5))
+
+    return _by_method(results, draw)
+
+
+def rank_by_depth(results: Results) -> list[Panel]:
+    """Effective rank after training against depth, a line a method and gain: the mean over seeds, and their range."""
+
+    def panel(axes: Axes) -> None:
+        series = list(dict.fromkeys((row["method"], row["gain"]) for row in results if row["depth"]))
+        for k, (method, gain) in enumerate(series):
+            by_depth: dict[int, list[float]] = {}
+            for row in results:
+                if (row["method"], row["gain"]) == (method, gain):
+                    by_depth.setdefault(row["depth"], []).append(row["rank/effective"])
+            depths = sorted(by_depth)
+            means = [sum(by_depth[depth]) / len(by_depth[depth]) for depth in depths]
+            below = [mean - min(by_depth[depth]) for mean, depth in zip(means, depths, strict=True)]
+            above = [max(by_depth[depth]) - mean for mean, depth in zip(means, depths, strict=True)]
+            axes.errorbar(
+                depths,
+                means,
+                [below, above],
+                label=METHODS[method] + ("" if gain is None else f", gain {gain:g}"),
+                marker=MARKERS[method],
+                color=COLOURS[k % len(COLOURS)],
+                capsize=3,
+            )
+        plain = [row["rank/effective"] for row in results if not row["depth"]]
+        if plain:
+            axes.axhline(sum(plain) / len(plain), color=GREY, linestyle="--", label=METHODS["plain"])
+        axes.set(xlabel="linear layers", ylabel="effective rank of the latents", ylim=(0, None))
+        axes.set_xticks(sorted({row["depth"] for row in results if row["depth"]}))
+
+    return [panel] if any(row["depth"] for row in results) else []
+
+
+def quality_by_rank(results: Results) -> list[Panel]:
+    """Accuracies, distances of samples and test error against effective rank, a panel a measure, a point a run."""
+    titles = TABLES["What the latents are good for"]
+    wanted = {key: title for key, title in titles.items() if key != "samples/rank"} | {"test/error": "test error"}
+
+    def panel(axes: Axes, key: str) -> None:
+        for row, style in _styled(results):
+            if key in row:
+                style |= {"marker": MARKERS[row["method"]], "linestyle": "none"}
+                style["label"] = f"{METHODS[row['method']]}, {style['label']}" if row["depth"] else style["label"]
+                axes.plot(row["rank/effective"], row[key], **style)
+        axes.set(xlabel="effective rank of the latents", ylabel=wanted[key])
+
+    return [lambda axes, key=key: panel(axes, key) for key in wanted if any(key in result for result in results)]
+
+
+PLOTS = {
+    "rank_curves": ("Rank while training", rank_curves),
+    "rank_by_depth": ("Rank and depth", rank_by_depth),
+    "quality_by_rank": ("Accuracy, samples and error against rank", quality_by_rank),
+    "spectra": ("Spectra", spectra),
+}
+
+
+def figure(panels: Sequence[Panel]) -> Figure:
+    """Panels in rows of three, one legend below."""
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    drawn = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.4), dpi=110, layout="constrained")
+    every = drawn.subplots(rows, columns, squeeze=False).flat
+    labelled: dict[str, Any] = {}
+    for axes, panel in zip(every, panels, strict=False):
+        panel(axes)
+        axes.grid(alpha=0.3)
+        handles, labels = axes.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    for axes in drawn.axes[len(panels) :]:
+        axes.remove()
+    # As many to a row as there is room for.
+    per_row = max(1, int(72 * 4.6 * columns / (6.2 * max(map(len, labelled), default=1) + 40)))
+    drawn.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=per_row, frameon=False)
+    return drawn
+
+
+def _by_method(results: Results, draw: Callable[..., None]) -> list[Panel]:
+    """A panel for each method with depth, the plain autoencoder in grey in all of them, a line a run."""
+    methods = [m for m in METHODS if any(r["method"] == m and r["depth"] for r in results)] or ["plain"]
+
+    def panel(axes: Axes, method: str) -> None:
+        for result, style in _styled(results):
+            if result["method"] in ("plain", method):
+                draw(axes, result, linewidth=1.8, linestyle="-" if result["depth"] else "--", **style)
+        axes.set_title(METHODS[method])
+
+    return [lambda axes, method=method: panel(axes, method) for method in methods]
+
+
+def _styled(results: Results) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each result with a label and a colour for its depth, and for its gain where there are several."""
+    several = len({row["gain"] for row in results if row["gain"] is not None}) > 1
+
+    def label(row: dict[str, Any]) -> str:
+        if not row["depth"]:
+            return METHODS["plain"]
+        return f"depth {row['depth']}" + (f", gain {row['gain']:g}" if several and row["gain"] is not None else "")
+
+    labels = list(dict.fromkeys(label(row) for row in sorted(results, key=lambda row: row["depth"]) if row["depth"]))
+    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(labels)} | {METHODS["plain"]: GREY}
+    return [(row, {"label": label(row), "color": colours[label(row)]}) for row in results]

@@ -1,0 +1,195 @@
+"""RankSweep in one process: which runs there are, what survives trouble, what is written."""
+
+import errno
+import itertools
+
+import pytest
+import sweep_loggers
+import torch
+from autoencoders import linear_autoencoder, mlp_autoencoder
+from data_modules import TensorDataModule
+from lightning.pytorch import Trainer
+from sweep import RankSweep, Run
+from tiny import rows
+
+from lightning_rank.functional import weight_decay_for_variance_cutoff
+
+FEATURES, DIM = 10, 6
+
+
+def factory(**options):
+    return linear_autoencoder(FEATURES, DIM, **options)
+
+
+def sweep(directory, make_autoencoder=factory, **settings):
+    splits = [(rows(32, seed),) for seed in (1, 2, 3)]
+    defaults = {"depths": [0, 2], "max_epochs": 2, "logger": "none", "trainer_options": {"accelerator": "cpu"}}
+    datamodule = TensorDataModule(*splits, batch_size=8)
+    return RankSweep(make_autoencoder, datamodule, dim=DIM, output_dir=directory, name="tiny", **defaults | settings)
+
+
+def test_runs_are_methods_depths_gains_and_seeds(tmp_path):
+    runs = sweep(tmp_path, depths=[0, 2, 4], gains=[0.1, 0.3], seeds=[5, 6]).runs
+    assert len(runs) == len(set(runs)) == 2 * (1 + 2 + 4)
+    assert Run("ours", 4, 0.3, 6) in runs
+    assert Run("irmae", 2, None, 5) in runs
+    assert len({run.name for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+def test_shards_train_every_run_once_and_the_last_one_reports_all(tmp_path, n):
+    whole = sweep(tmp_path)
+    seen = []
+    for i in range(1, n + 1):
+        shard = sweep(tmp_path, shard=(i, n))
+        shard._attempt = lambda run, title: seen.append(run)
+        shard.run()
+    assert sorted(seen, key=whole.runs.index) == whole.runs
+
+
+def test_a_sharded_sweep_reads_like_a_whole_one(tmp_path):
+    for i in (1, 2):
+        sweep(tmp_path, shard=(i, 2)).run()
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, capsys):
+    made = itertools.count()
+
+    def fails_second():
+        if next(made) == 1:
+            raise RuntimeError("no such luck")
+        return factory()
+
+    first = sweep(tmp_path, fails_second)
+    assert [result["method"] for result in first.run()] == ["plain", "ours"]
+    assert first.failures == {Run("irmae", 2, None, 0): "RuntimeError: no such luck"}
+    (trace,) = tmp_path.glob("runs/irmae*/error.txt")
+    assert "fails_second" in trace.read_text()
+    assert "failed: irmae-depth2-seed0: RuntimeError: no such luck" in capsys.readouterr().out
+    again = sweep(tmp_path, factory)
+    assert [result["method"] for result in again.run()] == ["plain", "irmae", "ours"]
+    assert not again.failures
+    assert not trace.exists()
+
+
+def test_a_measurement_that_fails_keeps_the_training(tmp_path):
+    def broken(module, directory, seed):
+        raise ZeroDivisionError("measured nothing")
+
+    failed = sweep(tmp_path, evaluate=broken, methods=["plain"])
+    assert failed.run() == []
+    assert list(failed.failures.values()) == ["ZeroDivisionError: measured nothing"]
+    seen = []
+
+    def weights(module, directory, seed):
+        seen.append(module.encoder.weight.clone())
+        return {"test/error": 1.0}
+
+    (result,) = sweep(tmp_path, factory, evaluate=weights, methods=["plain"]).run()
+    (checkpoint,) = tmp_path.glob("runs/plain*/last.ckpt")
+    assert torch.equal(seen[0], torch.load(checkpoint, weights_only=True)["state_dict"]["encoder.weight"])
+    assert result["test/error"] == 1.0
+    assert len(result["history"]) == result["epochs"] == 2, "the curve of the training, not of none"
+
+
+def test_no_space_stops_the_sweep_and_loses_nothing_finished(tmp_path, monkeypatch):
+    save, calls = Trainer.save_checkpoint, itertools.count()
+
+    def full_disk(self, path, *args, **kwargs):
+        if next(calls) > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full_disk)
+    stopped = sweep(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        stopped.run()
+    monkeypatch.undo()
+    assert [result["method"] for result in stopped.results()] == ["plain"]
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(sweep(tmp_path).run()) == 3
+
+
+@pytest.mark.parametrize("length", [0, 100, 2000])
+def test_a_run_whose_checkpoint_is_damaged_starts_anew(tmp_path, length):
+    (first,) = sweep(tmp_path, methods=["plain"]).run()
+    (result,) = tmp_path.glob("runs/*/result.json")
+    result.unlink()
+    checkpoint = result.with_name("last.ckpt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:length])
+    with pytest.warns(UserWarning, match=r"last\.ckpt cannot be read, so its run starts anew"):
+        (again,) = sweep(tmp_path, methods=["plain"]).run()
+    assert {**again, "seconds": None} == {**first, "seconds": None}
+
+
+@pytest.mark.parametrize("name", ["results.csv", "report.md", "report.html"])
+def test_a_report_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch, name):
+    sweep(tmp_path, methods=["plain"]).run()
+    before = (tmp_path / name).read_text()
+    from pathlib import Path
+
+    write = Path.write_text
+
+    def full_disk(self, text, *args, **kwargs):
+        if self.name.startswith(name):
+            write(self, text[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(tmp_path).run()
+    assert (tmp_path / name).read_text() == before
+
+
+def test_the_cutoff_is_the_decay_of_weights_at_gain_one(tmp_path):
+    made = []
+
+    def remembered(**options):
+        made.append(options["weight_decay"])
+        return factory(**options)
+
+    sweep(tmp_path, remembered, variance_cutoff=0.02, gains=[1.0], depths=[0, 4]).run()
+    expected = [weight_decay_for_variance_cutoff(0.02, depth) for depth in (0, 4, 4)]
+    assert made == expected
+    groups = mlp_autoencoder(weight_decay=0.5).configure_optimizers().param_groups
+    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    module = mlp_autoencoder(weight_decay=0.5)
+    assert sorted(decays.values()) == [0.0] * 6 + [0.5] * 6
+    assert all((parameter.ndim > 1) == (decay == 0.5) for parameter, decay in decays.items())
+    assert len(module.configure_optimizers().param_groups) == 2
+    assert len(linear_autoencoder(weight_decay=0.5).configure_optimizers().param_groups) == 1, "it has no biases"
+    assert len(mlp_autoencoder().configure_optimizers().param_groups) == 1
+
+
+def test_a_sweep_agent_chooses_the_id_of_its_run(tmp_path, monkeypatch):
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    own = sweep_loggers._wandb_id(tmp_path)
+    assert sweep_loggers._wandb_id(tmp_path) == own, "a resumed run is the same"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    assert sweep_loggers._wandb_id(tmp_path) == "chosen"
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_what_is_measured_reaches_the_logger(tmp_path, logger):
+    from torchvision.utils import save_image
+
+    def measured(module, directory, seed):
+        save_image(torch.rand(3, 8, 8), directory / "samples_gaussian.png")
+        return {"test/error": 0.125}
+
+    assert len(sweep(tmp_path, logger=logger, evaluate=measured, methods=["plain"]).run()) == 1
+    if logger == "csv":
+        (path,) = tmp_path.glob("runs/*/csv/version_0/metrics.csv")
+        assert "test/error" in path.read_text()
+        assert "0.125" in path.read_text()
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (directory,) = tmp_path.glob("runs/*/tensorboard")
+        events = EventAccumulator(str(directory)).Reload()
+        assert events.Scalars("test/error")[0].value == 0.125
+        assert events.Images("samples_gaussian")
