@@ -1,0 +1,82 @@
+"""The script in several processes: what they come to together, and what W&B sees of them."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rank_sweep
+import wandb_reader
+import yaml
+from test_examples import command, environment, results
+
+SWEEP = yaml.safe_load(Path(rank_sweep.__file__).with_name("sweep.yaml").read_text())
+
+
+def run(start: list[str], **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(start, env=environment(**variables), capture_output=True, text=True, timeout=200, check=True)
+
+
+def test_two_processes_come_to_what_one_does(tmp_path):
+    # The whole training split is a batch, so that one process and two take the same steps on the same images; the
+    # gradients are those of the halves, averaged. 224 images to validate on are 112 each.
+    options = ["--logger", "none", "--methods", "ours", "--depths", "2", "--gain", "0.5", "--max-epochs", "20"]
+    run(command(tmp_path / "one", *options, "--devices", "1", "--batch-size", "1348"))
+    run(command(tmp_path / "two", *options, "--devices", "2", "--strategy", "ddp", "--batch-size", "674"))
+    (one,), (two,) = results(tmp_path / "one"), results(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for key in ("method", "depth", "gain", "seed", "epochs", "rank/samples", "rank/numerical", "samples/rank"):
+        assert one.pop(key) == two.pop(key), key
+    one.pop("seconds"), two.pop("seconds")
+    for key, value in one.items():
+        # A probe may judge 2 of 225 test images otherwise; all else is equal but for rounding.
+        tolerance = {"abs": 0.01} if key.startswith("probe/") else {"rel": 1e-4}
+        assert float(two[key]) == pytest.approx(float(value), **tolerance), key
+    assert {"rank/effective", "val/loss", "test/error", "probe/all", "frechet/classifier/mixture"} <= one.keys()
+
+
+def agents_command(values: dict) -> list[str]:
+    """What ``wandb agent`` makes of ``command`` in the YAML."""
+    replaced = {"${env}": ["/usr/bin/env"], "${program}": [rank_sweep.__file__], "python": [sys.executable]}
+    replaced["${args}"] = [f"--{name}={value}" for name, value in values.items()]
+    return list(itertools.chain(*(replaced.get(part, [part]) for part in SWEEP["command"])))
+
+
+def grid() -> list[dict]:
+    columns = [parameter["values"] for parameter in SWEEP["parameters"].values()]
+    return [dict(zip(SWEEP["parameters"], row, strict=True)) for row in itertools.product(*columns)]
+
+
+def test_the_wandb_sweep_gives_every_run_of_ours_and_irmae_once():
+    assert (Path(rank_sweep.__file__).parents[1] / SWEEP["program"]).samefile(rank_sweep.__file__)
+    runs = []
+    for values in grid():
+        args = rank_sweep.parse_args(agents_command(values)[3:])
+        seeds = range(args.first_seed, args.first_seed + args.seeds)
+        runs += rank_sweep.RankSweep(
+            None, None, dim=4, output_dir=".", name="x", methods=args.methods, depths=args.depths, seeds=seeds
+        ).runs
+    assert len(runs) == len(set(runs)) == 2 * 3 * 3
+
+
+def test_a_run_of_a_wandb_sweep_is_one_wandb_run_with_two_processes(tmp_path):
+    more = ["--max-epochs", "1", "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
+    start = [*agents_command(grid()[-1]), *more, "--output-dir", str(tmp_path)]
+    run(start, HOME=str(tmp_path), WANDB_MODE="offline", WANDB_SWEEP_ID="s1", WANDB_RUN_ID="agents-run")
+    (path,) = tmp_path.rglob("*.wandb")
+    records = wandb_reader.records(path)
+    (described,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (described.run_id, described.run_group, described.sweep_id) == ("agents-run", "rank_sweep_digits", "s1")
+    assert {"ours", "rank_sweep_digits"} == set(described.tags)
+    config = {item.key: item.value_json for item in described.config.update}
+    assert (config["depth"], config["seed"], config["method"]) == ("8", "2", '"ours"')
+    logged = set().union(*wandb_reader.history(path))
+    assert {"test/error", "probe/all", "frechet/classifier/gaussian", "rank/effective"} <= logged
+    assert {"reconstructions", "samples_mixture", "interpolations"} <= {key.split("/")[0] for key in logged}
+
+
+def test_a_command_of_several_runs_is_no_run_of_a_wandb_sweep(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    with pytest.raises(SystemExit, match="for `wandb agent` a command is one run, this one is 7"):
+        rank_sweep.main(["--output-dir", str(tmp_path)])
