@@ -20,7 +20,8 @@ from autoencoders import convolutional_autoencoder, linear_autoencoder, mlp_auto
 from data_modules import DataError
 from evaluation import AutoencoderEvaluation
 from lightning.pytorch import LightningDataModule, LightningModule
-from sweep import METHODS, RankSweep, identity
+from runs import METHODS, identity
+from sweep import RankSweep
 from sweep_loggers import LOGGERS
 
 DATA = ("digits", "synthetic", "fashion_mnist", "cifar10", "celeba", "folder")

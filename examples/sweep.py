@@ -1,12 +1,11 @@
 """Trainings over methods, depths, gains and seeds, that survive being stopped."""
 
 import errno
-import hashlib
 import json
 import pickle
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,11 @@ from files import write_whole
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from runs import METHODS, Run, identity, list_runs
 from sweep_callbacks import Progress, SaveTraining
 
 from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck
 from lightning_rank.functional import weight_decay_for_variance_cutoff
-
-METHODS = ("plain", "irmae", "ours")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: ``plain`` without linear layers, ``irmae`` as in Jing et al. 2020, or ``ours``."""
-
-    method: str
-    depth: int
-    gain: float | None
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Such as ``ours-depth4-gain0.1-seed0``."""
-        gain = "" if self.gain is None else f"-gain{self.gain:g}"
-        return f"{self.method}-depth{self.depth}{gain}-seed{self.seed}"
 
 
 class RankSweep:
@@ -103,16 +85,8 @@ class RankSweep:
         config: dict[str, Any] | None = None,
         trainer_options: dict[str, Any] | None = None,
     ) -> None:
-        for gain in gains:
-            if not gain > 0:
-                raise ValueError(f"gains: expected positive numbers, got {gain}")
-        if min(depths, default=-1) < 0:
-            raise ValueError(f"depths: expected numbers of 0 or more, got {list(depths)}")
         if max_epochs < 1:
             raise ValueError(f"max_epochs: expected 1 or more, got {max_epochs}")
-        for method in methods:
-            if method not in METHODS:
-                raise ValueError(f"methods: expected some of {METHODS}, got {method!r}")
         if variance_cutoff is not None and not variance_cutoff > 0:
             raise ValueError(f"variance_cutoff: expected a positive number, got {variance_cutoff}")
         if not 1 <= shard[0] <= shard[1]:
@@ -135,20 +109,7 @@ class RankSweep:
         self.config = config or {}
         self.trainer_options = trainer_options or {}
         self.failures: dict[Run, str] = {}
-        self.runs = [
-            Run(method, depth, gain, seed)
-            for seed in dict.fromkeys(seeds)
-            for method in METHODS
-            if method in methods
-            for depth in sorted(set(depths))
-            if (depth == 0) == (method == "plain")
-            for gain in (dict.fromkeys(gains) if method == "ours" else [None])
-        ]
-        if not self.runs:
-            raise ValueError(
-                "methods, depths, gains, seeds: expected depth 0 for 'plain' or one above 0 for the others, and a gain "
-                f"and a seed, got {list(methods)}, {list(depths)}, {list(gains)}, {list(seeds)}"
-            )
+        self.runs = list_runs(methods, depths, gains, seeds)
 
     def run(self) -> list[dict[str, Any]]:
         """Train what is missing, write the report, and return a dict for each finished run.
@@ -308,11 +269,6 @@ class RankSweep:
         if offline:
             print(f"{len(offline)} W&B runs are offline; to upload them:")
             print(f"wandb sync {self.output_dir}/runs/*/wandb/offline-run-*")
-
-
-def identity(settings: dict[str, Any]) -> str:
-    """Six characters that tell settings from others."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def _resumable(directory: Path, max_epochs: int) -> Path | None:

@@ -9,7 +9,8 @@ import torch
 from autoencoders import linear_autoencoder, mlp_autoencoder
 from data_modules import TensorDataModule
 from lightning.pytorch import Trainer
-from sweep import RankSweep, Run
+from runs import Run
+from sweep import RankSweep
 from tiny import rows
 
 from lightning_rank.functional import weight_decay_for_variance_cutoff

@@ -9,6 +9,7 @@ import pytest
 import rank_sweep
 import wandb_reader
 import yaml
+from runs import list_runs
 from test_examples import command, environment, results
 
 SWEEP = yaml.safe_load(Path(rank_sweep.__file__).with_name("sweep.yaml").read_text())
@@ -53,10 +54,7 @@ def test_the_wandb_sweep_gives_every_run_of_ours_and_irmae_once():
     runs = []
     for values in grid():
         args = rank_sweep.parse_args(agents_command(values)[3:])
-        seeds = range(args.first_seed, args.first_seed + args.seeds)
-        runs += rank_sweep.RankSweep(
-            None, None, dim=4, output_dir=".", name="x", methods=args.methods, depths=args.depths, seeds=seeds
-        ).runs
+        runs += list_runs(args.methods, args.depths, [0.1], range(args.first_seed, args.first_seed + args.seeds))
     assert len(runs) == len(set(runs)) == 2 * 3 * 3
 
 
