@@ -154,13 +154,16 @@ def folder(data_dir: str | Path, image_size: int = 32, batch_size: int = 128, nu
         if given and "train" not in given:
             raise DataError(f"{root}: expected a folder 'train' beside {' and '.join(given)} (--data-dir)")
         train = open_folder(root / "train" if given else root)
-        if split in given and split != "train":
-            source = open_folder(root / split)
-            if source.classes != train.classes:
-                raise DataError(f"{root}: train has the classes {train.classes}, {split} has {source.classes}")
-            return _NamesBadFiles(source, [path for path, _ in source.samples])
-        parts = _indices(len(train), [name for name in ("val", "test") if name not in given])
-        return Subset(_NamesBadFiles(train, [path for path, _ in train.samples]), parts[split])
+        source = open_folder(root / split) if split in given else train
+        if source.classes != train.classes:
+            raise DataError(f"{root}: train has the classes {train.classes}, {split} has {source.classes}")
+        missing = [name for name in ("val", "test") if name not in given]
+        # Files are listed class by class; in a drawn order the first batches hold all classes.
+        if split == "train" or split in missing:
+            order = _indices(len(train), missing)[split]
+        else:
+            order = _indices(len(source), [])["train"]
+        return Subset(_NamesBadFiles(source, [path for path, _ in source.samples]), order)
 
     return ImageDataModule(read, batch_size=batch_size, num_workers=num_workers)
 

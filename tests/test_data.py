@@ -165,6 +165,15 @@ def test_folders_are_split_as_they_are_or_a_tenth_is_held_out(tmp_path, given, s
         assert whole(module, split)[1].tolist() == [(mark // 10) % 2 for mark in marked]
 
 
+def test_the_first_batches_of_a_folder_hold_all_classes(tmp_path):
+    for name in SPLITS:
+        write_folder(tmp_path / name, n=40)
+    module = data.folder(tmp_path)
+    for split in SPLITS:
+        share = whole(module, split)[1][:20].double().mean().item()
+        assert 0.2 < share < 0.8, split
+
+
 def test_images_of_a_folder_are_resized_and_cropped(tmp_path):
     write_folder(tmp_path, n=10, size=(100, 70))
     assert whole(data.folder(tmp_path, image_size=64), "train")[0].shape == (16, 3, 64, 64)
