@@ -34,7 +34,7 @@ class DataChoice:
     datamodule: LightningDataModule
     make_autoencoder: Callable[..., LightningModule]
     dim: int
-    max_epochs: int
+    max_epochs: int = 100
 
 
 def choose(args: argparse.Namespace) -> DataChoice:
@@ -47,15 +47,15 @@ def choose(args: argparse.Namespace) -> DataChoice:
             return DataChoice(data.synthetic(batch_size=args.batch_size), linear_autoencoder, dim=32, max_epochs=30)
         case "fashion_mnist":
             grey = partial(convolutional_autoencoder, channels=1)
-            return DataChoice(data.fashion_mnist(**files), grey, dim=128, max_epochs=100)
+            return DataChoice(data.fashion_mnist(**files), grey, dim=128)
         case "cifar10":
-            return DataChoice(data.cifar10(**files), convolutional_autoencoder, dim=128, max_epochs=100)
+            return DataChoice(data.cifar10(**files), convolutional_autoencoder, dim=128)
         case "celeba":
-            return DataChoice(data.celeba(**files), _large_autoencoder(64), dim=512, max_epochs=100)
+            return DataChoice(data.celeba(**files), _large_autoencoder(64), dim=512)
     images = data.folder(image_size=args.image_size, **files)
     if args.image_size == 32:
-        return DataChoice(images, convolutional_autoencoder, dim=128, max_epochs=100)
-    return DataChoice(images, _large_autoencoder(args.image_size), dim=512, max_epochs=100)
+        return DataChoice(images, convolutional_autoencoder, dim=128)
+    return DataChoice(images, _large_autoencoder(args.image_size), dim=512)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,7 +69,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="plain takes depth 0 only")
     parser.add_argument("--depths", nargs="+", type=int, default=[0, 2, 4, 8], help="numbers of linear layers")
     parser.add_argument(
-        "--gains", "--gain", nargs="+", type=float, help="end-to-end gains of ours: the knob of the rank (default: 0.1)"
+        "--gains",
+        "--gain",
+        nargs="+",
+        type=float,
+        help="end-to-end gains of ours: the knob of the rank; 0.1 if not given",
     )
     parser.add_argument(
         "--variance-cutoff",
@@ -84,7 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             f"--limit-{split}-batches",
             type=_limit,
-            help="so many batches, or a share such as 0.1 (default: all)",
+            help="so many batches, or a share such as 0.1; all if not given",
         )
     parser.add_argument("--variance-rtol", type=float, default=1e-2, help="threshold of the numerical rank")
     parser.add_argument(
@@ -101,9 +105,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.gains and args.variance_cutoff:
         parser.error("--gains with --variance-cutoff: the cutoff holds for gain 1, leave one of them out")
-    for name in ("seeds", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(args, name)}")
+    for name, least in (("seeds", 1), ("batch_size", 1), ("num_workers", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(args, name)}")
     return args
 
 

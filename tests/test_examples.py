@@ -170,6 +170,7 @@ def test_bad_settings_are_refused(tmp_path):
         (["--limit-val-batches", "1.5"], "argument --limit-val-batches: expected a number of batches, or a share"),
         (["--shard", "0/2"], "argument --shard: expected I/N with I from 1 to N, such as 1/4, got 0/2"),
         (["--seeds", "0"], "--seeds: expected 1 or more, got 0"),
+        (["--num-workers", "-1"], "--num-workers: expected 0 or more, got -1"),
         (["--batch-size", "0"], "--batch-size: expected 1 or more, got 0"),
         (["--gains", "0.3", "--variance-cutoff", "0.1"], "--gains with --variance-cutoff: the cutoff holds for gain 1"),
     ],
