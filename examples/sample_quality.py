@@ -53,17 +53,22 @@ def train_classifier(batches: Callable[[], Iterable[list[Tensor]]], device: torc
     Returns:
         Two children: the features, and their linear classifier.
     """
+
+    def one_pass() -> Iterator[list[Tensor]]:
+        torch.manual_seed(0)  # where only some batches count, the same ones every time
+        return _rebatched(batches(), BATCH_SIZE)
+
     with torch.enable_grad(), torch.random.fork_rng():
+        images = next(one_pass())[0]
+        classes = 1 + max(int(labels.max()) for _, labels in one_pass())
         torch.manual_seed(0)
-        images = next(iter(batches()))[0]
-        classes = 1 + max(int(labels.max()) for _, labels in batches())
         classifier = nn.Sequential(_features(images), nn.Linear(FEATURES, classes)).to(device)
         if path.exists():
             classifier.load_state_dict(torch.load(path, weights_only=True, map_location=device))
             return classifier.eval()
         optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
         for _ in range(PASSES):
-            for images, labels in _rebatched(batches(), BATCH_SIZE):
+            for images, labels in one_pass():
                 loss = F.cross_entropy(classifier(images.to(device)), labels.to(device))
                 optimizer.zero_grad()
                 loss.backward()

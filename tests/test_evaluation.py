@@ -1,5 +1,7 @@
 """What the example trainer measures at the end of a run, against answers known from elsewhere."""
 
+import itertools
+
 import data
 import numpy as np
 import pytest
@@ -96,6 +98,13 @@ def test_the_classifier_is_good_and_trained_once(tmp_path):
     again = sample_quality.train_classifier(digits.val_dataloader, torch.device("cpu"), path)
     for one, other in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_classifier_of_few_batches_meets_the_same_ones_in_every_pass(tmp_path):
+    def first_batch():
+        return itertools.islice(data.digits(batch_size=1).train_dataloader(), 1)  # of some classes only
+
+    sample_quality.train_classifier(first_batch, torch.device("cpu"), tmp_path / "classifier.pt")
 
 
 class Planar(LightningModule):

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+from pathlib import Path
 
 import pytest
 import sweep_loggers
@@ -11,7 +12,9 @@ from data_modules import TensorDataModule
 from lightning.pytorch import Trainer
 from runs import Run
 from sweep import RankSweep
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import rows
+from torchvision.utils import save_image
 
 from lightning_rank.functional import weight_decay_for_variance_cutoff
 
@@ -128,8 +131,6 @@ def test_a_run_whose_checkpoint_is_damaged_starts_anew(tmp_path, length):
 def test_a_report_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch, name):
     sweep(tmp_path, methods=["plain"]).run()
     before = (tmp_path / name).read_text()
-    from pathlib import Path
-
     write = Path.write_text
 
     def full_disk(self, text, *args, **kwargs):
@@ -176,8 +177,6 @@ def test_a_sweep_agent_chooses_the_id_of_its_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])
 def test_what_is_measured_reaches_the_logger(tmp_path, logger):
-    from torchvision.utils import save_image
-
     def measured(module, directory, seed):
         save_image(torch.rand(3, 8, 8), directory / "samples_gaussian.png")
         return {"test/error": 0.125}
@@ -188,8 +187,6 @@ def test_what_is_measured_reaches_the_logger(tmp_path, logger):
         assert "test/error" in path.read_text()
         assert "0.125" in path.read_text()
     else:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
         (directory,) = tmp_path.glob("runs/*/tensorboard")
         events = EventAccumulator(str(directory)).Reload()
         assert events.Scalars("test/error")[0].value == 0.125
