@@ -11,7 +11,7 @@ import report
 import torch
 from linear_autoencoders import DIM, FEATURES
 from matplotlib.figure import Figure
-from sweep_report import COLOURS
+from sweep_plots import COLOURS
 from torch import Tensor, nn
 
 from lightning_rank import LinearBottleneck, depth_scaled_param_groups

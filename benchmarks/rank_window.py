@@ -15,7 +15,7 @@ import report
 import torch
 from linear_autoencoders import Cell, Stack
 from matplotlib.figure import Figure
-from sweep_report import COLOURS
+from sweep_plots import COLOURS
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 

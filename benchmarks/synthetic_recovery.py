@@ -12,7 +12,7 @@ import report
 import torch
 from linear_autoencoders import Cell, Stack
 from matplotlib.figure import Figure
-from sweep_report import COLOURS
+from sweep_plots import COLOURS
 
 from lightning_rank.optim.param_groups import Multiplier
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import rank_sweep
+import shrink_autoencoder
 import torch
 
 SCRIPT = Path(rank_sweep.__file__)
@@ -188,3 +189,20 @@ def test_missing_and_damaged_data_stop_the_sweep_and_keep_what_is_finished(tmp_p
         rank_sweep.main([*arguments, "--data", "folder", "--data-dir", str(tmp_path / "none")])
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 1
     assert len(results(tmp_path)) == 1
+
+
+def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path):
+    rows = shrink_autoencoder.main(["--seeds", "1", "--max-epochs", "30", "--output-dir", str(tmp_path)])
+    models = {row["model"]: row for row in rows}
+    plain, low, small = models["plain"], models["low rank"], models["low rank, truncated"]
+    rank = small["width"]
+    assert plain["width"] == low["width"] == 32 > rank == models["plain, trained narrow"]["width"] >= 2
+    # Four 32x32 layers are one; then one becomes a map to the rank with a bias, and the decoder's first is thinner.
+    assert low["parameters"] - small["parameters"] == 32 * 32 - (32 * rank + rank) + 128 * (32 - rank)
+    assert small["error"] < 1.1 * low["error"], "of low rank already"
+    assert models["plain, truncated"]["error"] > 1.5 * plain["error"], "not of low rank"
+    # What was measured as the small one was loaded from the file.
+    saved = torch.load(tmp_path / "truncated.pt", weights_only=True)
+    assert saved["linear_bottleneck.encode.weight"].shape == (rank, 32)
+    assert (tmp_path / "shrink.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(rows) == 6

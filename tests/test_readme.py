@@ -78,3 +78,12 @@ def test_costs_are_those_of_the_committed_reports():
         pytest.approx(reported("monitor", "| update over the encoder's forward, 256 images, one thread "), abs=0.00051),
         pytest.approx(reported("training_overhead", "DepthScaledLR, EffectiveRankMonitor ", 2), abs=0.0051),
     ]
+
+
+def test_the_table_of_smaller_models_is_that_of_the_committed_report():
+    report = (ROOT / "benchmarks/results/shrink_autoencoder/README.md").read_text()
+    reported = [[cell.split()[0] for cell in row.split("|")[2:5]] for row in re.findall(r"\|.*±.*", report)]
+    section = README[README.index("## A smaller model") : README.index("## What it costs")]
+    told = [[cell.strip() for cell in row.split("|")[2:5]] for row in re.findall(r"\|.*0\.\d+ \|", section)]
+    assert len(told) == 5
+    assert told == reported

@@ -1,0 +1,177 @@
+"""From a rank to a smaller model: train on digits, find the rank of the latents, and keep that many.
+
+``python examples/shrink_autoencoder.py`` compares the autoencoder as it was trained with what is left of it, and both
+with plain ones: cut to the same width, and trained at it. Then it saves, loads and samples. Nothing to download, half a
+minute.
+"""
+
+import argparse
+import copy
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import data
+import pictures
+import torch
+from autoencoders import mlp_autoencoder
+from evaluation import Encoded, decode, encode
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from probes import linear_probe
+from sweep_tables import csv_text, markdown, mean_and_interval
+from torch import Tensor
+
+from lightning_rank import (
+    DepthScaledLR,
+    attach_linear_bottleneck,
+    collapse_linear_bottleneck,
+    load_truncated,
+    truncate_linear_bottleneck,
+)
+from lightning_rank.sampling import LatentSampler
+
+DIM = 32
+SHRUNK = "low rank, truncated"
+MEASURES = {
+    "width": "width of the latents",
+    "error": "test error",
+    "probe": "accuracy of a linear probe",
+    "parameters": "parameters",
+    "time": "time / that of the plain one",
+}
+
+
+def new(depth: int, dim: int = DIM) -> LightningModule:
+    """An autoencoder with that many linear layers; none for a plain one."""
+    return attach_linear_bottleneck(mlp_autoencoder(dim=dim), dim=dim, depth=depth, gain=0.1)
+
+
+def train(digits: data.TensorDataModule, seed: int, max_epochs: int, depth: int, dim: int = DIM) -> LightningModule:
+    """Train one."""
+    seed_everything(seed, verbose=False)
+    model = new(depth, dim)
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        callbacks=[DepthScaledLR()] if depth else [],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, digits.train_dataloader())
+    return model.eval()
+
+
+def measure(model: LightningModule, digits: data.TensorDataModule) -> dict[str, float]:
+    """What the model is, and what it can do."""
+    splits = [encode(model, iter(loader())) for loader in _loaders(digits)]
+    train, val, test = ((split.latents, split.labels) for split in splits)
+    return {
+        "width": splits[0].latents.shape[1],
+        "error": splits[2].error,
+        "probe": linear_probe(train, val, test),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+@torch.no_grad()
+def times(models: dict[str, LightningModule], images: Tensor, rounds: int = 30) -> dict[str, float]:
+    """Time of a forward pass over that of the first model: the median of rounds in which all take their turn."""
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, model in models.items():
+            start = time.perf_counter()
+            for _ in range(10):
+                model(images)
+            taken[name].append(time.perf_counter() - start)
+    first = next(iter(taken.values()))
+    return {
+        name: statistics.median(a / b for a, b in zip(seconds, first, strict=True)) for name, seconds in taken.items()
+    }
+
+
+def shrink(seed: int, max_epochs: int, directory: Path) -> list[dict[str, Any]]:
+    """Train, truncate, measure, save, load and draw: a row for each model."""
+    digits = data.digits()
+    plain, low = (train(digits, seed, max_epochs, depth) for depth in (0, 4))
+    batches = digits.train_dataloader()
+    cut_low, cut_plain = copy.deepcopy(low), copy.deepcopy(plain)
+    done = truncate_linear_bottleneck(cut_low, batches, fold=True)
+    truncate_linear_bottleneck(cut_plain, batches, rank=done.rank, fold=True)
+    narrow = train(digits, seed, max_epochs, depth=0, dim=done.rank)
+    if seed == 0:
+        print(done, end="\n\n")
+
+    path = directory / "truncated.pt"
+    torch.save(cut_low.state_dict(), path)
+    loaded = new(4).eval()
+    load_truncated(loaded, torch.load(path, weights_only=True))
+    collapse_linear_bottleneck(low)  # four layers as one: what it takes to run it
+    models = {
+        "plain": plain,
+        "plain, truncated": cut_plain,
+        "plain, trained narrow": narrow,
+        "low rank": low,
+        SHRUNK: loaded,
+    }
+    taken = times(models, digits.test.tensors[0])
+    if seed == 0:
+        draw(models, digits, directory / "shrink.png")
+    return [
+        {"model": name, "seed": seed} | measure(model, digits) | {"time": taken[name]} for name, model in models.items()
+    ]
+
+
+def draw(models: dict[str, LightningModule], digits: data.TensorDataModule, path: Path) -> None:
+    """A row of test images, one of what each model makes of them, and two of samples of the last."""
+    images = digits.test.tensors[0][:16]
+    encoded: dict[str, Encoded] = {name: encode(model, iter([[images]])) for name, model in models.items()}
+    rows = [images, *(decode(models[name], found.latents) for name, found in encoded.items())]
+    small = models[SHRUNK]
+    codes = encode(small, iter(digits.train_dataloader())).latents
+    samples = LatentSampler(kind="mixture").fit(codes).sample(32, torch.Generator().manual_seed(0))
+    rows += decode(small, samples).split(16)
+    pictures.save_grid([row.detach().reshape(-1, 1, 8, 8) for row in rows], path)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The mean over seeds and its 95 % interval, a row a model."""
+    lines = [["model", *MEASURES.values()]]
+    for name in dict.fromkeys(row["model"] for row in rows):
+        values = {key: [row[key] for row in rows if row["model"] == name] for key in MEASURES}
+        shown = {key: mean_and_interval(some) for key, some in values.items()}
+        shown["parameters"] = f"{statistics.mean(values['parameters']):,.0f}"
+        lines.append([name, *shown.values()])
+    return markdown(lines)
+
+
+def _loaders(digits: data.TensorDataModule) -> tuple[Callable, ...]:
+    return digits.train_dataloader, digits.val_dataloader, digits.test_dataloader
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Do it for each seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--max-epochs", type=int, default=150, help="epochs of each training")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/shrink_autoencoder"), help="for what is left")
+    args = parser.parse_args(argv)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*|.*no `val_dataloader`.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", category=FutureWarning)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # faster than two for models of this size
+    rows = [row for seed in range(args.seeds) for row in shrink(seed, args.max_epochs, args.output_dir)]
+    (args.output_dir / "results.csv").write_text(csv_text(rows))
+    print(table(rows))
+    print(f"\nwritten to {args.output_dir}: results.csv, shrink.png, truncated.pt")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
