@@ -142,9 +142,6 @@ One step as solid lines, {STEPS} steps dotted.
 
 {checked(rows)}
 
-What it is good for in a training, and why the multiplier is not corrected by the gain:
-[learning_rate_rule](../learning_rate_rule/README.md).
-
 Every figure: [updates.csv](updates.csv)."""
     print(body)
     report.write_csv(NAME, "updates.csv", rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
 README = (ROOT / "README.md").read_text()
 
 
@@ -22,16 +23,26 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert names["model"].linear_bottleneck.depth == 4
 
 
-def test_links_lead_somewhere():
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(RESULTS.rglob("README.md"))], ids=lambda page: page.parent.name
+)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
     anchors = {
         re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", README, re.M)
+        for title in re.findall(r"^#+ (.*)$", text, re.M)
     }
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+    for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in anchors
         elif not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+            assert (page.parent / target).exists(), target
+
+
+def test_every_report_is_in_the_table_of_verdicts():
+    table = (RESULTS / "README.md").read_text()
+    for report in RESULTS.glob("*/README.md"):
+        assert f"]({report.parent.name}/README.md)" in table
 
 
 def test_ci_runs_the_commands_that_the_readme_gives():
@@ -42,16 +53,41 @@ def test_ci_runs_the_commands_that_the_readme_gives():
         assert run.removeprefix("python ") in ci
 
 
+def told(pattern: str, text: str = README) -> list[float]:
+    """The numbers at the places of # in the one passage of the text that reads so."""
+    pattern = re.escape(pattern).replace(r"\ ", r"\s+").replace(r"\#", r"([\d,]+(?:\.\d+)?)")
+    (numbers,) = re.findall(pattern, text)
+    return [float(number.replace(",", "")) for number in ([numbers] if isinstance(numbers, str) else numbers)]
+
+
+def test_figures_are_those_of_the_evidence():
+    report = {page.parent.name: page.read_text() for page in RESULTS.glob("*/README.md")}
+    recovery = report["synthetic_recovery"]
+    assert told("2 to 16, in # of # runs") == told("| ours | # of # |", recovery)
+    assert told("not needed, # of # without it") == told("| orthogonal, unscaled | # of # |", recovery)
+    check = report["depth_coordinate_check"]
+    low, high = told("one step: # to # for SGD", check)
+    (percent,) = told("up to 32, to # %.")
+    assert 100 * max(1 - low, high - 1) == pytest.approx(percent, abs=0.05)
+    assert told("RMSprop it is # to # of it") == told("RMSprop, # to #, to depth 32", check)
+    assert told("it grows up to # times") == told("up to # times", check)
+    window = report["rank_window"]
+    came, of, left = told("Under Adam # of # runs come to the rank of their data, and # leave it", window)
+    assert told("Under Adam # of # runs reach the rank of their data and leave it again") == [came, of] == [left, of]
+    cells = re.findall(r"\| Adam \| 8 \|(.*)", window)[0].split("|")
+    # "200 (100 to 200) to 1,600 (1,600 to 1,700)": medians, and the ends of the seeds.
+    ends = [float(re.sub(r"\(.*?\)", "", cell).split(" to ")[1].replace(",", "")) for cell in (cells[0], cells[6])]
+    assert told("those of rank 8 after # steps at depth 2 and # at depth 16") == ends
+    fixed = told("right at # steps in # of # runs")
+    assert fixed == told("is that of the data at # steps in # of # runs", report["rank_fixed_point"])
+
+
 def test_figures_are_those_of_the_committed_report():
     report = (ROOT / "benchmarks/results/rank_sweep_digits/README.md").read_text()
 
     def reported(method: str, depth: int, gain: str, column: int) -> float:
         row = re.findall(rf"\| {method} \| {depth} \| {gain} \|(.*)", report)[0]
         return float(row.split("|")[column].split()[0])
-
-    def told(pattern: str) -> list[float]:
-        (numbers,) = re.findall(re.sub(" ", r"\\s+", pattern).replace("#", r"(\d+(?:\.\d+)?)"), README)
-        return [float(number) for number in numbers]
 
     by_depth = told("2, 4 and 8 layers end at effective ranks of #, # and #")
     assert by_depth == pytest.approx([reported("ours", depth, "0.1", 1) for depth in (2, 4, 8)], abs=0.051)
