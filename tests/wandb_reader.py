@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,18 @@ _HEADER, _BLOCK, _RECORD = 7, 32768, 7
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
-def records(path: Path) -> list[Any]:
+def records(path: Path, timeout: float = 60) -> list[Any]:
+    """All records of a finished run; ``finish()`` returns before the last block of the file is written."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = _read(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < deadline, f"{path}: the run does not end"
+        time.sleep(0.05)
+
+
+def _read(path: Path) -> list[Any]:
     data = path.read_bytes()
     found, position, parts = [], _HEADER, b""
     while position + _RECORD <= len(data):
