@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import rank_sweep
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -43,6 +44,19 @@ def test_every_report_is_in_the_table_of_verdicts():
     table = (RESULTS / "README.md").read_text()
     for report in RESULTS.glob("*/README.md"):
         assert f"]({report.parent.name}/README.md)" in table
+
+
+def test_flags_of_the_trainer_are_those_it_has():
+    commands = re.findall(r"python examples/rank_sweep\.py(.*)", README.replace('"', ""))
+    assert len(commands) >= 3
+    for command in commands:
+        rank_sweep.parse_args(re.sub(r"`.*", "", command).replace("--help", "").split())
+    with pytest.raises(SystemExit):
+        rank_sweep.parse_args(["--no-such-flag"])
+    known = (ROOT / "examples/rank_sweep.py").read_text().replace("limit-{split}", "limit-train")
+    section = README[README.index("## A study of your own") : README.index("## What holds")]
+    for flag in set(re.findall(r"--[a-z][a-z-]*", section)) - {"--limit-val-batches", "--limit-test-batches"}:
+        assert f'"{flag}"' in known, flag
 
 
 def test_ci_runs_the_commands_that_the_readme_gives():
