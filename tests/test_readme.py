@@ -85,6 +85,8 @@ def test_figures_are_those_of_the_evidence():
     assert 100 * max(1 - low, high - 1) == pytest.approx(percent, abs=0.05)
     assert told("RMSprop it is # to # of it") == told("RMSprop, # to #, to depth 32", check)
     assert told("it grows up to # times") == told("up to # times", check)
+    greedy = report["greedy_learning"]
+    assert told("aligned with them at # to # of the times") == told("half learned at # to # of", greedy)
     window = report["rank_window"]
     came, of, left = told("Under Adam # of # runs come to the rank of their data, and # leave it", window)
     assert told("Under Adam # of # runs reach the rank of their data and leave it again") == [came, of] == [left, of]
