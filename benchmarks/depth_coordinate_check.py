@@ -142,6 +142,8 @@ One step as solid lines, {STEPS} steps dotted.
 
 {checked(rows)}
 
+Why the multiplier is not corrected by the gain, too: [gain_corrected_rate](../gain_corrected_rate/README.md).
+
 Every figure: [updates.csv](updates.csv)."""
     print(body)
     report.write_csv(NAME, "updates.csv", rows)
