@@ -8,6 +8,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import report
@@ -95,7 +96,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
         for optimizer, colour, marker in zip(OPTIMIZERS, COLOURS, "osv^Dx", strict=False):
             some = [row for row in rows if (row["optimizer"], row["scaling"]) == (optimizer, scaling)]
             for key, line in (("one_step", "-"), (f"{STEPS}_steps", ":")):
-                middle = [report.median([r[key] for r in some if r["depth"] == depth]) for depth in DEPTHS]
+                middle = [median([r[key] for r in some if r["depth"] == depth]) for depth in DEPTHS]
                 label = optimizer if key == "one_step" else None
                 axes.plot(DEPTHS, middle, line, color=colour, marker=marker, markersize=4, label=label)
         axes.set(xscale="log", yscale="log", xlabel="linear layers", xticks=DEPTHS, xticklabels=DEPTHS, title=scaling)

@@ -5,6 +5,7 @@
 
 import argparse
 import itertools
+from statistics import median
 from typing import Any
 
 import report
@@ -212,7 +213,7 @@ def main() -> None:
     error = max(row["largest_error_of_gain"] for row in summaries if row["run"] == ALIGNED)
     apart = {
         run: [
-            report.median(
+            median(
                 [
                     next(
                         other["half_time"]
@@ -229,9 +230,7 @@ def main() -> None:
         for run in RUNS
     }
     rises = [
-        report.median(
-            [row["rise_over_half_time"] for row in summaries if (row["run"], row["depth"]) == (ALIGNED, depth)]
-        )
+        median([row["rise_over_half_time"] for row in summaries if (row["run"], row["depth"]) == (ALIGNED, depth)])
         for depth in DEPTHS
     ]
     body = f"""Four directions of the data, of variances 1, 1/2, 1/4 and 1/8; a bias-free autoencoder of 64 features

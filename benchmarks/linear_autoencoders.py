@@ -21,6 +21,7 @@ from lightning_rank import LinearBottleneck, depth_scaled_param_groups
 from lightning_rank.functional import numerical_rank, principal_deviations, row_moments
 from lightning_rank.optim.param_groups import Multiplier
 
+# Programs that import this one find sweep_report there, too.
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import data
 

@@ -9,6 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 import report
@@ -229,7 +230,7 @@ def _told(values: Sequence[float], end: int | None = None) -> str:
     """Steps; an infinite one is the end, or never came."""
     low, middle, high = (
         f"{x:,.0f}" if x < math.inf else (f"{end:,}+" if end else "never")
-        for x in (min(values), report.median(values), max(values))
+        for x in (min(values), median(values), max(values))
     )
     return middle if low == high else f"{middle} ({low} to {high})"
 

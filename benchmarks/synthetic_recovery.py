@@ -6,6 +6,7 @@
 import argparse
 import itertools
 import time
+from statistics import median
 from typing import Any, NamedTuple
 
 import report
@@ -101,7 +102,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
         ):
             some = [row for row in rows if row["variant"] == name and row["rank"] == rank]
             depths = sorted({row["depth"] for row in some})
-            middle = [report.median([row[key] for row in some if row["depth"] == depth]) for depth in depths]
+            middle = [median([row[key] for row in some if row["depth"] == depth]) for depth in depths]
             if name == PLAIN:
                 axes.axhline(middle[0], color=colour, linestyle="--", label=name)
                 continue
