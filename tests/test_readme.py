@@ -87,6 +87,7 @@ def test_figures_are_those_of_the_evidence():
     assert told("it grows up to # times") == told("up to # times", check)
     greedy = report["greedy_learning"]
     assert told("aligned with them at # to # of the times") == told("half learned at # to # of", greedy)
+    assert told("from the usual start at # to # (") == told("learned at # to # times the predicted", greedy)
     window = report["rank_window"]
     came, of, left = told("Under Adam # of # runs come to the rank of their data, and # leave it", window)
     assert told("Under Adam # of # runs reach the rank of their data and leave it again") == [came, of] == [left, of]
