@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import data
+import torch
 from autoencoders import convolutional_autoencoder, linear_autoencoder, mlp_autoencoder
 from data_modules import DataError
 from evaluation import AutoencoderEvaluation
@@ -167,6 +168,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         results = sweep.run()
     except (DataError, OSError) as error:
         raise SystemExit(f"error: {error}\nFinished runs are kept; the same command goes on from here.") from error
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Left to the interpreter's exit, the threads of gloo abort a process now and then.
+        torch.distributed.destroy_process_group()
     if sweep.failures:
         raise SystemExit(1)
     return results
