@@ -123,7 +123,7 @@ def main() -> None:
     for network, cutoff, depth in itertools.product(NETWORKS, CUTOFFS, DEPTHS):
         rows += train(network, depth, cutoff, args.steps)
         print(network, cutoff, depth, f"{time.perf_counter() - start:.0f} s", flush=True)
-    body = f"""scikit-learn's digits (8x8, in [0, 1]), a quarter held out; a linear autoencoder 64-32-64, and the MLP
+    body = f"""scikit-learn's digits (8x8, in [0, 1]), an eighth held out; a linear autoencoder 64-32-64, and the MLP
 64-128-128-32 and back, both with biases, undecayed; orthogonal layers of gain 1 at the learning rate over depth;
 `torch.optim.Adam` at 1e-3 with the coupled decay that
 [`weight_decay_for_variance_cutoff`](../../../lightning_rank/functional/weight_decay.py) gives for a cutoff, on all

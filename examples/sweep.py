@@ -185,7 +185,7 @@ class RankSweep:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / "config.json", json.dumps(self._config(run), indent=2))
         seed_everything(run.seed, verbose=False)
-        module = self._make_module(run)
+        module = self.make_module(run)
         monitor = EffectiveRankMonitor(variance_rtol=self.variance_rtol, log_spectrum_every_n_epochs=50)
         logger = sweep_loggers.make_logger(
             self.logger,
@@ -220,7 +220,8 @@ class RankSweep:
         finally:
             sweep_loggers.finish(logger, exit_code)
 
-    def _make_module(self, run: Run) -> LightningModule:
+    def make_module(self, run: Run) -> LightningModule:
+        """The module of a run, before it is trained."""
         options = {}
         if self.variance_cutoff is not None:
             options["weight_decay"] = weight_decay_for_variance_cutoff(self.variance_cutoff, run.depth)
