@@ -11,13 +11,14 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_rank.callbacks.picture_loggers import all_take_pictures, files_directory, is_tensorboard, is_wandb
 from lightning_rank.callbacks.spectrum_picture import spectrum_figure, waterfall_figure
 
 
 def define_epoch_axis(loggers: Sequence[Any]) -> None:
     """Have W&B draw the rank curves over epochs."""
     for logger in loggers:
-        if _is(logger, "WandbLogger"):
+        if is_wandb(logger):
             logger.experiment.define_metric("rank/*", step_metric="epoch")
 
 
@@ -34,12 +35,12 @@ def log_histogram(trainer: Trainer, key: str, singular_values: Tensor) -> None:
         return
     loggers: list[Any] = trainer.loggers
     for logger in loggers:
-        if _is(logger, "WandbLogger"):
+        if is_wandb(logger):
             import wandb
 
             histogram: Any = wandb.Histogram(values.tolist())
             logger.log_metrics({key: histogram, "epoch": trainer.current_epoch}, step=trainer.global_step)
-        elif _is(logger, "TensorBoardLogger"):
+        elif is_tensorboard(logger):
             logger.experiment.add_histogram(key, values, global_step=trainer.global_step)
 
 
@@ -56,9 +57,7 @@ def send_pictures(
         epochs: The epoch of each.
         rank: Numerical rank of the last.
     """
-    takers: list[Any] = [
-        logger for logger in trainer.loggers if _is(logger, "WandbLogger") or _is(logger, "TensorBoardLogger")
-    ]
+    takers: list[Any] = [logger for logger in trainer.loggers if is_wandb(logger) or is_tensorboard(logger)]
     if not takers or importlib.util.find_spec("matplotlib") is None:
         return
     figures = {
@@ -67,7 +66,7 @@ def send_pictures(
     }
     for logger in takers:
         for name, figure in figures.items():
-            if _is(logger, "WandbLogger"):
+            if is_wandb(logger):
                 logger.log_image(key=f"{prefix}{name}", images=[figure], step=trainer.global_step)
             else:
                 logger.experiment.add_figure(f"{prefix}{name}", figure, global_step=trainer.global_step)
@@ -78,10 +77,8 @@ def spectra_directory(trainer: Trainer) -> Path | None:
 
     To be called on every process, for Lightning agrees with the others on the directory.
     """
-    beside = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.log_dir or trainer.default_root_dir
-    if all(_is(logger, "WandbLogger") or _is(logger, "TensorBoardLogger") for logger in trainer.loggers):
-        return None
-    return Path(beside) / "rank_spectra"
+    directory = files_directory(trainer, "rank_spectra")
+    return None if all_take_pictures(trainer) else directory
 
 
 def write_spectra(path: Path, spectra: Sequence[Tensor], epochs: Sequence[float], steps: Sequence[float]) -> None:
@@ -99,8 +96,3 @@ def write_spectra(path: Path, spectra: Sequence[Tensor], epochs: Sequence[float]
         writer.writerow(["epoch", "step", *(f"sigma_{k}" for k in range(1, len(spectra[0]) + 1))])
         for epoch, step, spectrum in zip(epochs, steps, spectra, strict=True):
             writer.writerow([epoch, step, *spectrum.tolist()])
-
-
-def _is(logger: Any, kind: str) -> bool:
-    """Whether it is a logger of that name or derived from one, of whichever of Lightning's two packages."""
-    return any(base.__name__ == kind for base in type(logger).__mro__)
