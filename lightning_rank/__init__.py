@@ -4,7 +4,7 @@ Implements "Implicit Greedy Rank Learning in Autoencoders via Overparameterized 
 arXiv 2107.01301).
 """
 
-from lightning_rank.callbacks import DepthScaledLR, EffectiveRankMonitor
+from lightning_rank.callbacks import DepthScaledLR, EffectiveRankMonitor, LatentTraversal
 from lightning_rank.compression import load_truncated, truncate_linear_bottleneck
 from lightning_rank.mixin import LinearBottleneckMixin, attach_linear_bottleneck, collapse_linear_bottleneck
 from lightning_rank.nn import LinearBottleneck
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DepthScaledLR",
     "EffectiveRankMonitor",
+    "LatentTraversal",
     "LinearBottleneck",
     "LinearBottleneckMixin",
     "attach_linear_bottleneck",

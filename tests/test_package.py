@@ -9,12 +9,14 @@ import lightning_rank.compression
 import lightning_rank.functional
 import lightning_rank.metrics
 import lightning_rank.sampling
+import lightning_rank.traversal
 
 
 def test_the_public_names_are_those_of_the_contract():
     assert set(lightning_rank.__all__) == {
         "DepthScaledLR",
         "EffectiveRankMonitor",
+        "LatentTraversal",
         "LinearBottleneck",
         "LinearBottleneckMixin",
         "attach_linear_bottleneck",
@@ -32,7 +34,18 @@ def test_the_public_names_are_those_of_the_contract():
     }
     assert set(lightning_rank.sampling.__all__) == {"LatentSampler"}
     assert set(lightning_rank.compression.__all__) == {"Truncation", "load_truncated", "truncate_linear_bottleneck"}
-    parts = (lightning_rank.compression, lightning_rank.functional, lightning_rank.metrics, lightning_rank.sampling)
+    assert set(lightning_rank.traversal.__all__) == {
+        "image_grid",
+        "interpolate_latents",
+        "traverse_principal_directions",
+    }
+    parts = [
+        lightning_rank.compression,
+        lightning_rank.functional,
+        lightning_rank.metrics,
+        lightning_rank.sampling,
+        lightning_rank.traversal,
+    ]
     for package in (lightning_rank, *parts):
         assert all(hasattr(package, name) for name in package.__all__)
 
@@ -46,8 +59,8 @@ def test_importing_it_imports_no_extra():
     script = (
         "import sys, torch, lightning.pytorch, torchmetrics\n"
         "before = set(sys.modules)\n"
-        "import lightning_rank, lightning_rank.sampling\n"
+        "import lightning_rank, lightning_rank.sampling, lightning_rank.traversal\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
-        "assert not new & {'matplotlib', 'sklearn', 'tensorboard', 'torchvision', 'wandb'}, new"
+        "assert not new & {'PIL', 'matplotlib', 'sklearn', 'tensorboard', 'torchvision', 'wandb'}, new"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)

@@ -14,7 +14,7 @@ from lightning_rank import functional
 from lightning_rank.callbacks import spectrum_report
 from lightning_rank.callbacks.latent_tap import LatentTap
 from lightning_rank.callbacks.rank_history import RankHistory
-from lightning_rank.callbacks.repeated_samples import valid_samples
+from lightning_rank.callbacks.repeated_samples import evaluation_loaders, valid_samples
 from lightning_rank.functional.moments import RESOLUTION
 from lightning_rank.nn.submodules import find_submodule
 
@@ -238,7 +238,7 @@ class EffectiveRankMonitor(Callback):
     ) -> None:
         """Take in what comes, save for the samples that fill up a distributed split."""
         if not self._on_training_batches or trainer.state.fn != "fit":
-            self._activate(valid_samples(_loaders(trainer)[dataloader_idx], batch_idx))
+            self._activate(valid_samples(evaluation_loaders(trainer)[dataloader_idx], batch_idx))
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """What runs between batches does not count."""
@@ -259,7 +259,7 @@ class EffectiveRankMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Take in what comes, save for the samples that fill up a distributed split."""
-        self._activate(valid_samples(_loaders(trainer)[dataloader_idx], batch_idx))
+        self._activate(valid_samples(evaluation_loaders(trainer)[dataloader_idx], batch_idx))
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """What runs between batches does not count."""
@@ -299,7 +299,7 @@ class EffectiveRankMonitor(Callback):
     def _begin_epoch(self, watching: bool) -> None:
         self._watching = watching
         for tap in self._taps:
-            tap.active, tap.metric = False, None
+            tap.reset()
 
     def _activate(self, valid: tuple[int, int] | None) -> None:
         for tap in self._taps:
@@ -337,13 +337,7 @@ class EffectiveRankMonitor(Callback):
                 self._send_spectra(trainer)
 
     def _measure(self, tap: LatentTap, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        metric = tap.metric
-        if trainer.world_size > 1:
-            # A process that saw no rows does not know the width, yet has to take part.
-            dim = torch.tensor(0 if metric is None else metric.dim, device=pl_module.device)
-            dim = int(trainer.strategy.reduce(dim, reduce_op="max"))
-            if metric is None and dim > 0:
-                metric = tap.new_metric(dim, pl_module.device)
+        metric = tap.agreed_metric(trainer.strategy, pl_module.device)
         if metric is None:
             if tap.layer not in self._warned_silent:
                 self._warned_silent.add(tap.layer)
@@ -381,10 +375,3 @@ def _singular_values(weight: Tensor) -> Tensor:
         return torch.full((min(weight.shape),), torch.nan, dtype=torch.float64)
     wide = weight if weight.device.type == "mps" else weight.to(torch.float64)  # MPS has no float64
     return torch.linalg.svdvals(wide).to("cpu", torch.float64)
-
-
-def _loaders(trainer: Trainer) -> list[Any]:
-    # trainer.val_dataloaders would give those of an earlier fit while validating.
-    loops = {"validate": trainer.validate_loop, "test": trainer.test_loop}
-    loop = loops.get(str(trainer.state.fn and trainer.state.fn.value), trainer.fit_loop.epoch_loop.val_loop)
-    return loop._combined_loader.flattened if loop._combined_loader is not None else []

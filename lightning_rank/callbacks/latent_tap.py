@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from lightning_rank.functional.feature_axis import resolve_feature_axis
@@ -27,6 +28,7 @@ class LatentTap:
     Attributes:
         active: Whether outputs are taken in.
         metric: The spectrum accumulated so far; ``None`` before the first output.
+        examples: The first two samples that came, as they came.
         valid: ``(batch, valid)`` when only the first ``valid`` of the ``batch`` samples that come count.
     """
 
@@ -35,6 +37,7 @@ class LatentTap:
         self.output = output
         self.active = False
         self.metric: LatentSpectrum | None = None
+        self.examples: list[Tensor] = []
         self.valid: tuple[int, int] | None = None
         self._handle = None if module is None else module.register_forward_hook(self)
         plain = getattr(module, "_orig_mod", module)  # of a compiled layer, the layer
@@ -54,11 +57,18 @@ class LatentTap:
         if self._handle is not None:
             self._handle.remove()
 
-    def new_metric(self, dim: int, device: torch.device) -> LatentSpectrum:
-        """An empty spectrum; fresh each epoch, for a state made in inference mode cannot be used outside."""
-        # MPS has no float64.
-        place = torch.device("cpu") if device.type == "mps" else device
-        return LatentSpectrum(dim, feature_axis=self._feature_axis).to(place)
+    def reset(self) -> None:
+        """Forget what came, and take nothing in."""
+        self.active, self.metric, self.examples = False, None, []
+
+    def agreed_metric(self, strategy: Strategy, device: torch.device) -> LatentSpectrum | None:
+        """The spectrum, ready to be synchronized; ``None`` on every process if none saw rows.
+
+        To be called on every process: one that saw no rows does not know the width, yet has to take part.
+        """
+        dim = torch.tensor(0 if self.metric is None else self.metric.dim, device=device)
+        dim = int(strategy.reduce(dim, reduce_op="max"))
+        return self._new_metric(dim, device) if self.metric is None and dim > 0 else self.metric
 
     def weight(self) -> Tensor | None:
         """The composed matrix if the layer is a linear bottleneck that has one and shows it, else ``None``.
@@ -88,13 +98,21 @@ class LatentTap:
             latents = latents[: self.valid[1]]
         axis = resolve_feature_axis(latents.ndim, self._feature_axis)
         if self.metric is None:
-            self.metric = self.new_metric(latents.shape[axis], latents.device)
+            self.metric = self._new_metric(latents.shape[axis], latents.device)
         if latents.shape[axis] != self.metric.dim:
             raise ValueError(
                 f"layer={self.layer!r}: expected {self.metric.dim} features, as it returned before in this epoch, got "
                 f"shape {tuple(latents.shape)}"
             )
         self.metric.update(latents)
+        if len(self.examples) < 2:
+            self.examples += latents[: 2 - len(self.examples)].detach().clone()
+
+    def _new_metric(self, dim: int, device: torch.device) -> LatentSpectrum:
+        """An empty spectrum; fresh each epoch, for a state made in inference mode cannot be used outside."""
+        # MPS has no float64.
+        place = torch.device("cpu") if device.type == "mps" else device
+        return LatentSpectrum(dim, feature_axis=self._feature_axis).to(place)
 
     def _select(self, output: Any) -> Tensor:
         """The tensor that was meant."""

@@ -3,6 +3,7 @@
 from collections.abc import Sized
 from typing import Any, cast
 
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -34,3 +35,11 @@ def valid_samples(loader: Any, batch_idx: int) -> tuple[int, int] | None:
     own = len(range(sampler.rank, len(cast(Sized, sampler.dataset)), sampler.num_replicas))
     valid = max(0, min(batch, own - start))
     return (batch, valid) if valid < batch else None
+
+
+def evaluation_loaders(trainer: Trainer) -> list[Any]:
+    """The dataloaders that are being validated or tested."""
+    # trainer.val_dataloaders would give those of an earlier fit while validating.
+    loops = {"validate": trainer.validate_loop, "test": trainer.test_loop}
+    loop = loops.get(str(trainer.state.fn and trainer.state.fn.value), trainer.fit_loop.epoch_loop.val_loop)
+    return loop._combined_loader.flattened if loop._combined_loader is not None else []

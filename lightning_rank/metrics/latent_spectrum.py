@@ -74,8 +74,7 @@ class LatentSpectrum(Metric):
     @property
     def samples(self) -> Tensor:
         """Number of rows that count, int64."""
-        self._flush()
-        return _unpack(self.moments).n.to(torch.int64)
+        return self.as_moments().n.to(torch.int64)
 
     @property
     def dropped_rows(self) -> Tensor:
@@ -105,8 +104,12 @@ class LatentSpectrum(Metric):
 
     def singular_values(self) -> Tensor:
         """The same, of the state as it stands: without synchronizing, and without torchmetrics' cache."""
+        return principal_deviations(self.as_moments())
+
+    def as_moments(self) -> Moments:
+        """Count, mean and scatter of the rows, of the state as it stands."""
         self._flush()
-        return principal_deviations(_unpack(self.moments))
+        return _unpack(self.moments)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As in torchmetrics; only the moments cross processes, never rows."""

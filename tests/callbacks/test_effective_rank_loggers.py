@@ -6,6 +6,7 @@ import os
 import pytest
 import tiny
 import torch
+import wandb
 import wandb_reader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -27,6 +28,7 @@ def test_an_offline_wandb_run_has_the_curve_over_epochs_the_histograms_and_the_p
     logger = WandbLogger(save_dir=tmp_path, offline=True, mode="offline")
     _, monitor = fit(logger=logger)
     logger.experiment.finish()
+    wandb.teardown()  # waits until the file is written
     os.environ.pop("WANDB_MODE", None)  # Lightning sets it
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     rows = wandb_reader.history(path)
