@@ -42,6 +42,7 @@ class LatentTraversal(Callback):
 
     Args:
         layer: Dotted name of the submodule whose output the decoder takes.
+        output: Which output of a layer that returns several, by index or key; ``None`` if it returns one tensor.
         decoder: Dotted name of the decoder. It returns images ``(B, C, H, W)`` of 1 or 3 channels in [0, 1], what is
             outside being clamped, or vectors; for anything else override :meth:`to_images`.
         image_shape: ``(C, H, W)``, if the decoder returns vectors.
@@ -56,7 +57,8 @@ class LatentTraversal(Callback):
         ModuleNotFoundError: At the start of a stage, Pillow is not installed.
         TypeError: A name is not a string; the layer does not return a real floating-point tensor.
         ValueError: An argument is out of range; at the start of a stage, the module has no such layer or decoder; in
-            the sanity check, the decoder returns what is no image.
+            the sanity check, the layer returns several tensors and ``output`` does not say which, or the decoder
+            returns what is no image.
 
     Source: traversals along axes of the latents as in Higgins et al. 2017 (beta-VAE), here along principal directions.
 
@@ -72,6 +74,7 @@ class LatentTraversal(Callback):
         self,
         layer: str = "linear_bottleneck",
         *,
+        output: int | str | None = None,
         decoder: str = "decoder",
         image_shape: Sequence[int] | None = None,
         n_directions: int = 8,
@@ -88,6 +91,7 @@ class LatentTraversal(Callback):
         if image_shape is not None and (len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape) < 1):
             raise ValueError(f"image_shape: expected (C, H, W) with 1 or 3 channels, got {tuple(image_shape)}")
         self.layer = layer
+        self.output = output
         self.decoder = decoder
         self.image_shape = None if image_shape is None else tuple(image_shape)
         self.n_directions = n_directions
@@ -108,6 +112,7 @@ class LatentTraversal(Callback):
         if find_spec("PIL") is None:
             raise ModuleNotFoundError("LatentTraversal: pictures are made by Pillow: pip install pillow")
         self._remove_tap()
+        self._unsent = None
         if stage in ("fit", "validate"):
             # A layer that configure_model is yet to make is looked for again when the stage starts.
             with suppress(ValueError):
@@ -163,7 +168,7 @@ class LatentTraversal(Callback):
     def _set_tap(self, pl_module: nn.Module) -> None:
         find_submodule(pl_module, self.decoder, "decoder")
         if not self._tap.layer:
-            self._tap = LatentTap(self.layer, find_submodule(pl_module, self.layer, "layer"))
+            self._tap = LatentTap(self.layer, find_submodule(pl_module, self.layer, "layer"), self.output)
             # Compiled code does not look whether a module has got a hook since: not even code of an equal module.
             torch.compiler.reset()
 

@@ -251,6 +251,46 @@ def test_all_positions_of_an_image_latent_move_alike_and_colours_stay(tmp_path):
     assert read(next(tmp_path.rglob("*.png"))).equal(callback.picture)
 
 
+class Variational(tiny.TinyAutoencoder):
+    class Encoder(nn.Linear):
+        def forward(self, x):
+            mean = super().forward(x)
+            return torch.ones_like(mean), mean
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = self.Encoder(tiny.FEATURES, tiny.DIM)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x)[1])
+
+
+def test_one_of_several_outputs(tmp_path):
+    module = Variational()
+    callback = LatentTraversal("encoder", output=1, image_shape=SHAPE, n_directions=3, steps=5)
+    fit(callback, module=module, default_root_dir=tmp_path)
+    plain = nn.Linear(tiny.FEATURES, tiny.DIM)
+    plain.load_state_dict(module.encoder.state_dict())
+    module.encoder = plain
+    assert_close(callback.picture, expected_picture(module, tiny.rows(53, seed=2)))
+    with pytest.raises(ValueError, match=r"layer='encoder': .* it is not said which; pass output=0"):
+        fit(LatentTraversal("encoder"), module=Variational(), default_root_dir=tmp_path)
+
+
+def test_a_picture_that_a_broken_run_did_not_send_is_not_sent_by_the_next(tmp_path):
+    class Failing(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise RuntimeError("on purpose")
+
+    callback = LatentTraversal(image_shape=SHAPE)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(callback, Failing(), default_root_dir=tmp_path)
+    with pytest.warns(UserWarning, match="draws nothing"):
+        fit(callback, limit_val_batches=0, default_root_dir=tmp_path)
+    assert files(tmp_path) == []
+
+
 class Logits(LatentTraversal):
     def to_images(self, decoded):
         return super().to_images(decoded["logits"].sigmoid())
@@ -355,10 +395,21 @@ class Gather(Callback):
         torch.save(self.callback.picture, self.directory / f"{trainer.global_rank}.pt")
 
 
+class Sharded(nn.Linear):
+    """Waits for the other processes in each forward, as a decoder does whose weights are spread over them."""
+
+    def forward(self, z):
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        return super().forward(z)
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("rows", [31, 1])
 def test_two_processes_draw_the_picture_of_one(rows, tmp_path):
     callback = LatentTraversal(image_shape=SHAPE, n_directions=3, steps=5)
     module, val = model(lr=0.0), tiny.loader(rows, 4, seed=2)
+    module.decoder.__class__ = Sharded
     options = {"max_epochs": 1, "devices": 2, "strategy": "ddp_fork", "default_root_dir": tmp_path}
     fit(callback, Gather(tmp_path, callback), module=module, val=val, **options)
     expected = expected_picture(module, tiny.rows(rows, seed=2))
