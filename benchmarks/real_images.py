@@ -24,7 +24,6 @@ import report
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from lightning_rank import truncate_linear_bottleneck
 from lightning_rank.metrics import LatentSpectrum
@@ -33,8 +32,9 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import data
 from autoencoders import convolutional_autoencoder, mlp_autoencoder
 from evaluation import AutoencoderEvaluation
-from runs import Run
+from runs import Run, identity
 from sweep import RankSweep
+from sweep_tables import interval
 
 VARIANCE_RTOL = 1e-2
 #: What is compared, the direction in which it is better, and its name in the tables.
@@ -66,6 +66,7 @@ class Study:
         name: Of the report.
         make_datamodule: Makes the data.
         make_autoencoder: Takes ``dim`` and ``weight_decay``.
+        width: Channels of the first convolution, to tell runs of one from those of another.
         dim: Width of the latents.
         widths: Of the narrower plain networks; also the ranks that plain latents are cut to.
         depths: Numbers of linear layers.
@@ -79,6 +80,7 @@ class Study:
     name: str
     make_datamodule: Callable[[], LightningDataModule]
     make_autoencoder: Callable[..., LightningModule]
+    width: int
     dim: int
     widths: Sequence[int]
     depths: Sequence[int]
@@ -93,6 +95,8 @@ def sweeps(study: Study, output_dir: Path, shard: tuple[int, int]) -> dict[str, 
     """All trainings, by family."""
     datamodule = study.make_datamodule()
     limits = {"train": study.batches, "val": None, "test": None}
+    config = {"width": study.width}
+    classifier = output_dir / f"classifier-{identity(limits)}.pt"
 
     def sweep(family: str, dim: int = study.dim, **options: Any) -> RankSweep:
         return RankSweep(
@@ -104,9 +108,10 @@ def sweeps(study: Study, output_dir: Path, shard: tuple[int, int]) -> dict[str, 
             seeds=range(study.seeds),
             max_epochs=study.max_epochs,
             variance_rtol=VARIANCE_RTOL,
-            evaluate=AutoencoderEvaluation(datamodule, output_dir / "classifier.pt", VARIANCE_RTOL, limits),
+            evaluate=AutoencoderEvaluation(datamodule, classifier, VARIANCE_RTOL, limits),
             shard=shard,
             logger="none",
+            config=config,
             trainer_options={"limit_train_batches": study.batches, "precision": "bf16-mixed" if _gpu() else "32-true"},
             **options,
         )
@@ -145,6 +150,7 @@ def truncated_results(sweep: RankSweep, ranks: Sequence[int]) -> list[dict[str, 
             if not path.exists():
                 cut, pictures = copy.deepcopy(module), sweep.directory(run) / f"truncated{rank}"
                 pictures.mkdir(exist_ok=True)
+                torch.manual_seed(run.seed)
                 truncate_linear_bottleneck(cut, (x for x, *_ in training_batches(sweep)), rank)
                 measured = sweep.evaluate(cut, pictures, run.seed)
                 path.write_text(json.dumps({"seed": run.seed, "rank/numerical": rank} | measured))
@@ -181,12 +187,12 @@ class Cell:
     runs: dict[int, dict[str, Any]]
 
     def interval(self, measure: str) -> tuple[float, float]:
-        """Mean over seeds, and half the width of its 95 % interval (Student's)."""
-        return _interval([run[measure] for run in self.runs.values() if measure in run])
+        """Mean over seeds, and half the width of its 95 % interval."""
+        return interval([run[measure] for run in self.runs.values() if measure in run])
 
     def over(self, other: "Cell", measure: str) -> tuple[float, float]:
         """The same of the differences to another cell, seed by seed."""
-        return _interval([run[measure] - other.runs[seed][measure] for seed, run in self.runs.items()])
+        return interval([run[measure] - other.runs[seed][measure] for seed, run in self.runs.items()])
 
     @property
     def name(self) -> str:
@@ -286,13 +292,14 @@ def studies(args: argparse.Namespace) -> Study:
     """What the command line asks for."""
     if args.quick:
         vectors = partial(mlp_autoencoder, hidden=32)
-        return Study("digits", data.digits, vectors, 16, (2,), (2, 4), (0.1, 1.0), (4,), 1, 2, None)
+        return Study("digits", data.digits, vectors, 0, 16, (2,), (2,), (0.1,), (4,), 1, 2, None)
     channels, make_data = {"fashion_mnist": (1, data.fashion_mnist), "cifar10": (3, data.folder)}[args.data]
     images = partial(convolutional_autoencoder, channels=channels, width=args.width)
     return Study(
         f"real_images_{args.data}",
         lambda: make_data(args.data_dir, batch_size=128),
         images,
+        args.width,
         args.dim,
         (2, 4, 8, 16, 32),
         (2, 4, 8),
@@ -343,8 +350,8 @@ def main() -> None:
                 for seed, run in cell.runs.items()
             ]
             report.write_csv(study.name, "runs.csv", rows)
-            draw(measured, path.parent / "against_rank.png")
             print(path)
+        draw(measured, (output_dir if args.quick else report.RESULTS / study.name) / "against_rank.png")
 
 
 def body_of(study: Study, measured: Sequence[Cell], cutoff: Sequence[float], args: argparse.Namespace) -> str:
@@ -377,13 +384,6 @@ def body_of(study: Study, measured: Sequence[Cell], cutoff: Sequence[float], arg
             table(measured),
         ]
     )
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    rows = torch.tensor(values, dtype=torch.float64)
-    if len(rows) < 2:
-        return float(rows.mean()), float("nan")
-    return float(rows.mean()), float(student.ppf(0.975, len(rows) - 1) * rows.std() / len(rows) ** 0.5)
 
 
 def _shown(mean: float, half: float, sign: bool = False) -> str:

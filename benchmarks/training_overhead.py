@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="training images an epoch")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if args.quick:
         args.images, args.epochs, args.rounds = 100, 1, 3

@@ -15,11 +15,14 @@ from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_rank.sampling import LatentSampler
+from lightning_rank.traversal import interpolate_latents
 
 #: Labels a class that the linear probes get; ``None`` is all of them.
 LABELS_PER_CLASS = {"all": None, "100": 100, "10": 10}
 #: Samples that are drawn at most, and compared with as many test images.
 MAX_SAMPLES = 10_000
+#: Gaussians of a mixture, and training latents that it is fitted to at most, for the time that it takes.
+COMPONENTS, MAX_MIXTURE_ROWS = 10, 20_000
 COLUMNS = 8
 
 Limit = int | float | None
@@ -88,10 +91,10 @@ class AutoencoderEvaluation:
             result = {"test/error": test.error}
             if not train.latents.isfinite().all() or (train.latents == train.latents[0]).all():
                 return result  # diverged or collapsed: nothing to classify, nothing to sample
-            samplers = {
-                kind: LatentSampler(kind=kind, variance_rtol=self.variance_rtol).fit(train.latents)
-                for kind in ("gaussian", "mixture")
-            }
+            samplers = {"gaussian": LatentSampler(variance_rtol=self.variance_rtol).fit(train.latents)}
+            if len(train.latents) >= COMPONENTS:
+                mixture = LatentSampler(kind="mixture", n_components=COMPONENTS, variance_rtol=self.variance_rtol)
+                samplers["mixture"] = mixture.fit(train.latents[:MAX_MIXTURE_ROWS])
             result["samples/rank"] = samplers["gaussian"].directions.shape[1]
             if test.labels is not None:
                 result |= self._accuracies(train, val, test, seed)
@@ -154,9 +157,11 @@ class AutoencoderEvaluation:
         save("reconstructions", itertools.chain(*pairs))
         for kind, sampler in samplers.items():
             save(f"samples_{kind}", decode(module, sampler.sample(4 * COLUMNS)).split(COLUMNS))
-        starts, ends = encoded.latents[:8].split(4)
-        shares = torch.linspace(0, 1, COLUMNS)[:, None]
-        save("interpolations", [decode(module, torch.lerp(a, b, shares)) for a, b in zip(starts, ends, strict=True)])
+        half = min(4, len(inputs) // 2)
+        pairs = zip(encoded.latents[:half], encoded.latents[half:], strict=False)
+        rows = [decode(module, interpolate_latents(a, b, COLUMNS)) for a, b in pairs]
+        if rows:
+            save("interpolations", rows)
 
 
 def limited(loader: DataLoader, limit: Limit) -> Iterator[list[Tensor]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
+from files import replacing
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -73,9 +74,8 @@ def train_classifier(batches: Callable[[], Iterable[list[Tensor]]], device: torc
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-    partial = path.with_suffix(".partial")
-    torch.save(classifier.state_dict(), partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(classifier.state_dict(), partial)
     return classifier.eval()
 
 

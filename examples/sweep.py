@@ -235,7 +235,10 @@ class RankSweep:
         )
 
     def _measure(self, run: Run, trainer: Trainer, module: LightningModule) -> None:
-        """In one process, on whole splits; the others wait, then all go on to the next run."""
+        """In one process, on whole splits; the others wait, as long as the process group lets them, and go on with it.
+
+        A failure is one of all processes, so that they stay together.
+        """
         directory, error = self.directory(run), None
         if trainer.is_global_zero:
             try:
@@ -248,7 +251,7 @@ class RankSweep:
                 (directory / "error.txt").unlink(missing_ok=True)
             except Exception as caught:
                 error = caught
-        trainer.strategy.barrier()
+        error = trainer.strategy.broadcast(error)
         if error is not None:
             raise error
 

@@ -56,11 +56,16 @@ def mean_and_interval(values: Sequence[float]) -> str:
     """``mean ± half-width`` of the 95 % interval of the mean over seeds; of one seed, its value."""
     if not values:
         return "-"
+    mean, half = interval(values)
+    return f"{mean:.3g}" if math.isnan(half) else f"{mean:.3g} ± {half:.2g}"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval (Student's t); NaN of one value."""
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
-        return f"{mean:.3g}"
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{mean:.3g} ± {half:.2g}"
+        return mean, math.nan
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
