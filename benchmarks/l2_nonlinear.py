@@ -150,9 +150,9 @@ the MLP's weights is counted as a factor. Found: directions of the held-out late
   {agree(rows, "MLP", "predicted_all_weights")}.
 
 **Verdict: the prediction does not carry over.** In the linear autoencoder the ranks found are {ends(rows, "linear")}
-the predicted ones. In the MLP the same decay leaves far fewer directions, with linear layers and without, and none at the largest
-cutoff; that more weights decay does not explain it. What carries over is that the rank stays: with decay it was the
-same after half of the steps in {steady(rows)} runs of the MLP; without, it was still growing.
+the predicted ones. In the MLP the same decay leaves far fewer directions, with linear layers and without, and none at
+the largest cutoff; that more weights decay does not explain it. What carries over is that the rank stays: with decay it
+was the same after half of the steps in {steady(rows)} runs of the MLP; without, it was still growing.
 
 {table(rows)}
 
