@@ -9,6 +9,7 @@ import pytest
 import rank_sweep
 import wandb_reader
 import yaml
+from PIL import Image
 from runs import list_runs
 from test_examples import command, environment, results
 
@@ -78,3 +79,19 @@ def test_a_command_of_several_runs_is_no_run_of_a_wandb_sweep(tmp_path, monkeypa
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     with pytest.raises(SystemExit, match="for `wandb agent` a command is one run, this one is 7"):
         rank_sweep.main(["--output-dir", str(tmp_path)])
+
+
+def test_what_only_one_process_finds_stops_them_all(tmp_path):
+    # The test split is read when training is over, and by the first process only.
+    for number, split in enumerate(["train"] * 16 + ["val"] * 4 + ["test"] * 4):
+        path = tmp_path / "images" / split / f"kind{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:40])
+    options = ["--data", "folder", "--data-dir", str(tmp_path / "images"), "--batch-size", "4", "--max-epochs", "1"]
+    options += ["--logger", "none", "--methods", "ours", "--depths", "2", "4", "--devices", "2", "--strategy", "ddp"]
+    start = command(tmp_path / "out", *options)
+    done = subprocess.run(start, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.count(f"error: {path}: this image cannot be decoded") == 2, "each process says it, and ends"
+    assert "Finished runs are kept" in done.stderr
