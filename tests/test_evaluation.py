@@ -10,6 +10,7 @@ import torch
 from data_modules import TensorDataModule
 from evaluation import AutoencoderEvaluation, encode
 from lightning.pytorch import LightningModule
+from PIL import Image
 from probes import INVERSE_REGULARIZATIONS, linear_probe
 from scipy.linalg import sqrtm
 from sklearn.linear_model import LogisticRegression
@@ -131,10 +132,9 @@ def four_numbers(n, spread, seed):
     return 0.5 + 0.1 * torch.randn(n, 4, generator=generator) * torch.tensor(spread), torch.arange(n) % 2
 
 
-def evaluated(tmp_path, module, train=(1.0, 1.0, 1.0, 1.0), **options):
-    parts = [
-        four_numbers(n, spread, k) for k, (n, spread) in enumerate(((256, train), (64, (1.0,) * 4), (100, (1.0,) * 4)))
-    ]
+def evaluated(tmp_path, module, train=(1.0, 1.0, 1.0, 1.0), sizes=(256, 64, 100), **options):
+    spreads = (train, (1.0,) * 4, (1.0,) * 4)
+    parts = [four_numbers(n, spread, k) for k, (n, spread) in enumerate(zip(sizes, spreads, strict=True))]
     datamodule = TensorDataModule(*parts, batch_size=16, image_shape=(1, 2, 2))
     return AutoencoderEvaluation(datamodule, tmp_path / "classifier.pt", **options)(module, tmp_path), parts
 
@@ -159,6 +159,16 @@ def test_limits_count_batches(tmp_path):
     result, (*_, (rows, _)) = evaluated(tmp_path, planar([[1.0, 0.0], [0.0, 1.0]]), limits={"test": 1, "train": 0.25})
     assert result["samples/count"] == 64
     assert result["test/error"] == pytest.approx(float(rows[:64, 2:].double().square().sum(1).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(("test_images", "pairs"), [(2, 1), (3, 1), (6, 3), (100, 4)])
+def test_of_few_images_is_measured_what_can_be(tmp_path, test_images, pairs):
+    result, _ = evaluated(tmp_path, planar([[1.0, 0.0], [0.0, 1.0]]), sizes=(9, 4, test_images))
+    assert "frechet/classifier/gaussian" in result
+    assert "frechet/classifier/mixture" not in result, "of nine latents there is no mixture of ten"
+    with Image.open(tmp_path / "interpolations.png") as picture:
+        height = picture.height
+    assert height == pairs * (2 * 24 + 2) + 2, "a row a pair, of images enlarged 24 times, with lines of 2 pixels"
 
 
 def test_everything_is_measured_behind_the_bottleneck(tmp_path):
