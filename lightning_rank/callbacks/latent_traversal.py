@@ -130,7 +130,6 @@ class LatentTraversal(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same as when training starts, for ``trainer.validate``."""
         self._set_tap(pl_module)
-        self._tap.reset()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -1,6 +1,7 @@
 """LatentTraversal: the right picture, at the right time, in the right place, and nothing else changed."""
 
 import os
+from datetime import timedelta
 
 import pytest
 import tiny
@@ -107,8 +108,9 @@ def test_the_last_picture_is_sent_once_whatever_ends_the_training(tmp_path):
 
     stopping = EarlyStopping("rank/effective", stopping_threshold=0.5, mode="max")
     fit(Counting(image_shape=SHAPE), EffectiveRankMonitor(), stopping, max_epochs=9, default_root_dir=tmp_path)
-    fit(Counting(image_shape=SHAPE, every_n_epochs=2), max_epochs=2, default_root_dir=tmp_path)
-    assert sent == [(0, 4), (1, 8)]
+    assert sent == [(0, 4)]
+    fit(Counting(image_shape=SHAPE, every_n_epochs=1), max_epochs=2, default_root_dir=tmp_path, num_sanity_val_steps=2)
+    assert sent[1:] == [(0, 4), (1, 8)]
 
 
 @pytest.mark.filterwarnings("ignore")  # what W&B's threads and processes warn of is W&B's affair
@@ -155,7 +157,7 @@ def test_a_fast_development_run_draws_and_writes_nothing(tmp_path):
 def test_validate_alone_and_then_fit(tmp_path):
     module, callback = model(), LatentTraversal(image_shape=SHAPE, n_directions=3, steps=5)
     trainer = tiny.trainer(callbacks=[callback], max_epochs=1, default_root_dir=tmp_path)
-    trainer.validate(module, tiny.loader(53, 10, seed=2), verbose=False)
+    trainer.validate(module, tiny.loader(53, 1, seed=2), verbose=False)
     assert_close(callback.picture, expected_picture(module, tiny.rows(53, seed=2)))
     assert files(tmp_path) == ["linear_bottleneck-epoch=0-step=0.png"]
     callback.picture.float().requires_grad_()  # not an inference tensor
@@ -400,11 +402,10 @@ class Sharded(nn.Linear):
 
     def forward(self, z):
         if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+            torch.distributed.monitored_barrier(timeout=timedelta(seconds=20))
         return super().forward(z)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("rows", [31, 1])
 def test_two_processes_draw_the_picture_of_one(rows, tmp_path):
     callback = LatentTraversal(image_shape=SHAPE, n_directions=3, steps=5)
