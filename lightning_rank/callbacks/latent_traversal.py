@@ -215,7 +215,7 @@ class LatentTraversal(Callback):
     def _first_inputs(self, trainer: Trainer) -> list[Tensor]:
         """Latents of the first two samples of the split, on every process; a distributed sampler deals round robin."""
         own = [example.cpu() for example in self._tap.examples]
-        hands = [trainer.strategy.broadcast(own, source) for source in range(min(2, trainer.world_size))]
+        hands = [trainer.strategy.broadcast(own, source) for source in range(trainer.world_size)]
         return [latent for deal in zip_longest(*hands) for latent in deal if latent is not None][:2]
 
     def _warn_silent(self) -> None:
