@@ -1,8 +1,8 @@
 """From a rank to a smaller model: train on digits, find the rank of the latents, and keep that many.
 
 ``python examples/shrink_autoencoder.py`` compares the autoencoder as it was trained with what is left of it, and both
-with plain ones: cut to the same width, and trained at it. Then it saves, loads and samples. Nothing to download, half a
-minute.
+with plain ones: cut to the same width, and trained at it. Then it saves, loads, samples and traverses. Nothing to
+download, half a minute.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lightning_rank import (
     DepthScaledLR,
+    LatentTraversal,
     attach_linear_bottleneck,
     collapse_linear_bottleneck,
     load_truncated,
@@ -36,6 +37,13 @@ from lightning_rank.sampling import LatentSampler
 
 DIM = 32
 SHRUNK = "low rank, truncated"
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 MEASURES = {
     "width": "width of the latents",
     "error": "test error",
@@ -54,15 +62,7 @@ def train(digits: data.TensorDataModule, seed: int, max_epochs: int, depth: int,
     """Train one."""
     seed_everything(seed, verbose=False)
     model = new(depth, dim)
-    trainer = Trainer(
-        max_epochs=max_epochs,
-        accelerator="cpu",
-        callbacks=[DepthScaledLR()] if depth else [],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = Trainer(max_epochs=max_epochs, callbacks=[DepthScaledLR()] if depth else [], **QUIET)
     trainer.fit(model, digits.train_dataloader())
     return model.eval()
 
@@ -122,6 +122,10 @@ def shrink(seed: int, max_epochs: int, directory: Path) -> list[dict[str, Any]]:
     taken = times(models, digits.test.tensors[0])
     if seed == 0:
         draw(models, digits, directory / "shrink.png")
+        # A row for each direction of the latents: those beyond the rank change nothing.
+        traversal = LatentTraversal(image_shape=(1, 8, 8), n_directions=done.rank + 2)
+        trainer = Trainer(callbacks=[traversal], default_root_dir=directory, **QUIET)
+        trainer.validate(low, digits.val_dataloader(), verbose=False)
     return [
         {"model": name, "seed": seed} | measure(model, digits) | {"time": taken[name]} for name, model in models.items()
     ]
@@ -169,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     rows = [row for seed in range(args.seeds) for row in shrink(seed, args.max_epochs, args.output_dir)]
     (args.output_dir / "results.csv").write_text(csv_text(rows))
     print(table(rows))
-    print(f"\nwritten to {args.output_dir}: results.csv, shrink.png, truncated.pt")
+    print(f"\nwritten to {args.output_dir}: results.csv, shrink.png, latent_traversals/, truncated.pt")
     return rows
 
 

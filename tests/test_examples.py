@@ -13,6 +13,7 @@ import pytest
 import rank_sweep
 import shrink_autoencoder
 import torch
+from PIL import Image
 
 SCRIPT = Path(rank_sweep.__file__)
 QUICK = ["--max-epochs", "2", "--depths", "0", "2"]
@@ -203,4 +204,8 @@ def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path):
     saved = torch.load(tmp_path / "truncated.pt", weights_only=True)
     assert saved["linear_bottleneck.encode.weight"].shape == (rank, 32)
     assert (tmp_path / "shrink.png").read_bytes().startswith(b"\x89PNG")
+    (traversal,) = tmp_path.glob("latent_traversals/*.png")
+    with Image.open(traversal) as picture:
+        # The directions, of 64 pixels and a line of 3, and set apart the row between two inputs.
+        assert picture.height == (rank + 2) * 67 + 3 + 67 + 3
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(rows) == 6
