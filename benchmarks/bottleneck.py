@@ -302,6 +302,9 @@ def main() -> None:
         "`nn.Linear` after another. One thread, float32, unless said.",
         "## Sizes with a figure to reach",
         required(args.device),
+        "Evaluation of few rows, uncollapsed, costs more than its product: the module compares every entry of every "
+        "weight with those that the product was made of, since no counter tells of all changes. Collapsed, it is one "
+        "layer.",
     ]
     if args.device == "cpu":
         torch.set_num_threads(2)
