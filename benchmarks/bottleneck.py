@@ -6,12 +6,12 @@ On the CPU, and on a GPU where there is one. ``--quick`` measures a few sizes an
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import report
 import torch
+from bottleneck_ways import Composed, Tree, evaluation, graphed, in_sequence, tf32, training_step
 from timing import Ratio, interleave, milliseconds, ratio
 from torch import Tensor, nn
 
@@ -33,69 +33,6 @@ REQUIRED = [  # depth, dim, rows, at most this part of the time in sequence
     (8, 128, 64, 1.10),
     (8, 128, 128, 1.08),
 ]
-
-
-def in_sequence(bottleneck: LinearBottleneck) -> nn.Sequential:
-    """The same weights, layer by layer."""
-    layers = []
-    for layer in bottleneck.layers:
-        linear = nn.Linear(bottleneck.dim, bottleneck.dim, bias=False, device="meta")
-        linear.weight = nn.Parameter(layer.weight.detach().clone())
-        layers.append(linear)
-    return nn.Sequential(*layers)
-
-
-class Composed(nn.Module):
-    """Always composed first, to find the number of rows from which that is faster."""
-
-    def __init__(self, bottleneck: LinearBottleneck) -> None:
-        super().__init__()
-        self.bottleneck = bottleneck
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Compose, whatever the number of rows."""
-        return nn.functional.linear(rows, self.bottleneck.weight)
-
-
-class Tree(nn.Module):
-    """The product pair by pair, all pairs of a level in one launch."""
-
-    def __init__(self, bottleneck: LinearBottleneck) -> None:
-        super().__init__()
-        self.bottleneck = bottleneck
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Compose a number of layers that is a power of two."""
-        weights = torch.stack([layer.weight for layer in self.bottleneck.layers])
-        while len(weights) > 1:
-            weights = torch.bmm(weights[1::2], weights[0::2])
-        return nn.functional.linear(rows, weights[0])
-
-
-def training_step(module: nn.Module, rows: Tensor, autocast: bool = False) -> Callable[[], None]:
-    """Forward and backward, down to the gradient of the input."""
-    rows = rows.clone().requires_grad_()
-    gradient = torch.randn_like(rows, dtype=torch.bfloat16 if autocast else None)
-
-    def step() -> None:
-        module.zero_grad()
-        rows.grad = None
-        with torch.autocast(rows.device.type, torch.bfloat16, enabled=autocast):
-            output = module(rows)
-        output.backward(gradient)
-
-    return step
-
-
-def evaluation(module: nn.Module, rows: Tensor) -> Callable[[], Tensor]:
-    """Forward without gradients."""
-    module.eval()
-
-    def call() -> Tensor:
-        with torch.no_grad():
-            return module(rows)
-
-    return call
 
 
 def cell(depth: int, dim: int, rows: int, device: str) -> dict[str, object]:
@@ -204,7 +141,7 @@ def on_gpu() -> str:
         batch = torch.randn(rows, dim, device="cuda")
         ratios = []
         for settings in ("float32", "tf32", "bf16 autocast"):
-            with _tf32(settings == "tf32"):
+            with tf32(settings == "tf32"):
                 steps = {name: training_step(m, batch, settings == "bf16 autocast") for name, m in modules.items()}
                 ratios.append(ratio(interleave(steps), "ours", "sequence").median)
         eager = training_step(ours, batch)
@@ -212,7 +149,7 @@ def on_gpu() -> str:
             "eager": eager,
             "tree": training_step(Tree(ours), batch),
             "compiled": training_step(torch.compile(ours), batch),
-            "graph": _graphed(ours, batch),
+            "graph": graphed(ours, batch),
         }
         times = interleave(ways)
         ratios += [ratio(times, way, "eager").median for way in ("tree", "compiled", "graph")]
@@ -251,30 +188,6 @@ def _whole_step(module: nn.Module, batch: list[Tensor]) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _graphed(module: nn.Module, rows: Tensor) -> Callable[[], None]:
-    step = training_step(module, rows)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def _grid(cells: list[dict[str, object]], depth: int, key: str) -> str:
