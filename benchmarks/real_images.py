@@ -24,7 +24,7 @@ import real_images_report as findings
 import report
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from real_images_report import Cell
+from real_images_report import Cell, Optimum
 
 from lightning_rank import truncate_linear_bottleneck
 from lightning_rank.metrics import LatentSpectrum
@@ -256,7 +256,7 @@ def main() -> None:
         print(report.write(study.name, f"Real images: {args.data}", body))
         rows = [
             {"epochs": epochs, "setting": cell.name, "seed": seed}
-            | {m: run.get(m, "") for m in ("rank/effective", *findings.MEASURES)}
+            | {measure: run.get(measure, "") for measure in findings.MEASURES}
             for epochs, some in ((study.max_epochs, measured), (study.longer, longer))
             for cell in some
             for seed, run in cell.runs.items()
@@ -274,36 +274,43 @@ def body_of(
 convolution {args.width} channels; Adam, learning rate 1e-3, batch 128, no schedule. Rank: directions with more than
 {VARIANCE_RTOL:g} of the largest *variance*, of the validation latents. Effective rank: of their *singular values*. Test
 error: squared, summed over pixels. Probes: accuracy of logistic regression on training latents, its strength chosen on
-validation; they see all directions, scaled to one variance, also those that the rank does not count, where narrower and
+validation; all labels are those of the training images that are encoded, as many as an epoch has; they see all
+directions, scaled to one variance, also those that the rank does not count, where narrower and
 truncated latents have no others. Samples: Fréchet distance on features of a small classifier, of latents drawn from a
 Gaussian and from a mixture of ten that were fitted to training latents. L2: coupled decay, gain 1, for cutoffs at
 variances of {", ".join(f"{value:.3g}" for value in cutoff)}, which keep {", ".join(map(str, study.kept))} directions of
 the data if the network is linear. Intervals are 95 %, over seeds."""
-    rule = f"""The plain network and ours with {study.middle} layers are a line from low rank to high. For each measure
-the best on it, and its lead over the line's ends and over the best of each control, seed by seed (positive is better).
-It stands out if all these intervals are above zero; a rank is called optimal if the best stands out, and after
-{study.longer} epochs again from the ends of the line. With so few seeds only large differences do; the best of several
-is chosen by the same runs, which flatters all of them alike."""
+    rule = f"""From the smallest gain at {study.middle} layers over the larger ones to the plain network is a line from
+low rank to high. For each measure the best on it, and its lead over the line's ends and over the best of each control,
+seed by seed (positive is better). It stands out if all these intervals are above zero. A rank is called best for a
+purpose if settings between the ends stand out by all measures, and after {study.longer} epochs the same ones do again,
+from the ends; that there is one does not hold if by all measures an end leads all settings between, and is not shown
+otherwise. With {study.seeds} seeds only large differences show; and the best of several is chosen by the same runs,
+which favours it."""
     line, later = (findings.depth_line(some, study.middle) for some in (measured, longer))
-    probed = [m for m in (*findings.CLASSIFICATION, *findings.SAMPLING) if any(cell.has(m) for cell in measured)]
-    optima = [findings.optimum(measure, line, measured) for measure in probed]
-    later_optima = [findings.optimum(measure, later, []) for measure in probed]
-    purposes = {"classification": findings.CLASSIFICATION, "sampling": findings.SAMPLING}
+
+    def optima(measures: Sequence[str]) -> tuple[list[Optimum], list[Optimum]]:
+        probed = [measure for measure in measures if any(cell.values(measure) for cell in measured)]
+        return [findings.optimum(m, line, measured) for m in probed], [findings.optimum(m, later, []) for m in probed]
+
+    classification, sampling = optima(findings.CLASSIFICATION), optima(findings.SAMPLING)
     return "\n\n".join(
         [
             settings,
             findings.depth_verdict(measured, longer),
-            *(findings.optimum_verdict(name, some, optima, later_optima) for name, some in purposes.items()),
-            "![All measures against rank](against_rank.png)",
+            findings.growth(measured, longer),
+            findings.optimum_verdict("classification", *classification),
+            findings.optimum_verdict("sampling", *sampling),
+            "![Test error, accuracies and distances of samples against the rank, a marker a run](against_rank.png)",
             "## Does the rank depend on the depth?",
             findings.depth_table(measured),
             f"After {study.longer} epochs:",
             findings.depth_table(longer),
             "## Is there a best rank?",
             rule,
-            findings.optima_table(optima),
+            findings.optima_table([*classification[0], *sampling[0]]),
             f"After {study.longer} epochs:",
-            findings.optima_table(later_optima),
+            findings.optima_table([*classification[1], *sampling[1]]),
             "## All settings",
             findings.table(measured),
             f"After {study.longer} epochs:",

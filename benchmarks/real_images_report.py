@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import report
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from sweep_tables import interval, mean_and_interval
@@ -15,6 +17,7 @@ from sweep_tables import interval, mean_and_interval
 #: What is compared, the direction in which it is better, and its name in the tables.
 MEASURES = {
     "rank/numerical": (0, "rank"),
+    "rank/effective": (0, "effective rank"),
     "test/error": (-1, "test error"),
     "probe/all": (1, "probe, all labels"),
     "probe/100": (1, "probe, 100 a class"),
@@ -54,61 +57,69 @@ class Cell:
         """As in the tables."""
         return f"{FAMILIES[self.family][0]} {self.setting}".strip()
 
-    def has(self, measure: str) -> bool:
-        """Whether all runs came to it: a collapsed one has neither probes nor samples."""
-        return all(measure in run for run in self.runs.values())
+    def values(self, measure: str) -> dict[int, float]:
+        """By seed; a collapsed run has neither probes nor samples."""
+        return {seed: run[measure] for seed, run in sorted(self.runs.items()) if measure in run}
 
-    def interval(self, measure: str) -> tuple[float, float]:
-        """Mean over seeds, and half the width of its 95 % interval."""
-        return interval([run[measure] for run in self.runs.values()])
+    def mean(self, measure: str) -> float:
+        """Over seeds."""
+        return interval(list(self.values(measure).values()))[0]
 
     def lead(self, other: "Cell", measure: str) -> tuple[float, float]:
         """By how much it is better than another, seed by seed: mean, and half the width of its 95 % interval."""
-        sign = MEASURES[measure][0]
-        return interval([sign * (run[measure] - other.runs[seed][measure]) for seed, run in self.runs.items()])
+        sign, theirs = MEASURES[measure][0], other.values(measure)
+        gaps = [sign * (own - theirs[seed]) for seed, own in self.values(measure).items() if seed in theirs]
+        return interval(gaps) if gaps else (nan, nan)
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best setting by one measure.
+    """The best setting on a line from low rank to high, by one measure.
 
     Attributes:
         measure: Key of :data:`MEASURES`.
         best: The setting.
         leads: Over its rivals; ``None`` where it is the rival.
+        end_leads: Of the better end of the line over the best setting between the ends.
     """
 
     measure: str
     best: Cell
     leads: dict[str, tuple[float, float] | None]
+    end_leads: tuple[float, float]
 
     @property
     def stands_out(self) -> bool:
         """Whether it is better than each rival with an interval that excludes zero."""
         return all(lead is not None and lead[0] > lead[1] for lead in self.leads.values())
 
+    @property
+    def end_stands_out(self) -> bool:
+        """Whether an end is better than all between the ends, with an interval that excludes zero."""
+        return self.end_leads[0] > self.end_leads[1]
+
 
 def optimum(measure: str, line: Sequence[Cell], controls: Sequence[Cell]) -> Optimum:
-    """The best of a line of settings; its rivals are the ends of the line, by rank, and the best of each control."""
-    line = sorted((cell for cell in line if cell.has(measure)), key=lambda cell: cell.interval("rank/numerical")[0])
+    """The best of a line of settings; its rivals are the ends of the line and the best of each control."""
 
     def best(of: Sequence[Cell]) -> Cell:
-        return max(of, key=lambda cell: MEASURES[measure][0] * cell.interval(measure)[0])
+        return max(of, key=lambda cell: MEASURES[measure][0] * cell.mean(measure))
 
-    top = best(line)
-    rivals = {"the lowest rank": line[0], "the highest rank": line[-1]}
+    line = [cell for cell in line if cell.values(measure)]
+    ends, inner, top = [line[0], line[-1]], line[1:-1], best(line)
+    rivals = {"lowest rank": line[0], "highest rank": line[-1]}
     for family in CONTROLS:
-        some = [cell for cell in controls if cell.family == family and cell.has(measure)]
+        some = [cell for cell in controls if cell.family == family and cell.values(measure)]
         if some:
             rivals[FAMILIES[family][0]] = best(some)
-    return Optimum(
-        measure, top, {name: None if cell is top else top.lead(cell, measure) for name, cell in rivals.items()}
-    )
+    leads = {name: None if cell is top else top.lead(cell, measure) for name, cell in rivals.items()}
+    return Optimum(measure, top, leads, best(ends).lead(best(inner), measure) if inner else (nan, nan))
 
 
 def depth_line(cells: Sequence[Cell], depth: int) -> list[Cell]:
-    """From no linear layers over gains at one depth."""
-    return [cell for cell in cells if cell.family == "plain" or (cell.family == "ours" and cell.depth == depth)]
+    """From the smallest gain at one depth to no linear layers: from the lowest rank to the highest."""
+    ours = [cell for cell in cells if cell.family == "ours" and cell.depth == depth]
+    return [*sorted(ours, key=lambda cell: cell.gain or 0), *(cell for cell in cells if cell.family == "plain")]
 
 
 def by_depth(cells: Sequence[Cell], family: str, gain: float | None) -> list[Cell]:
@@ -118,8 +129,14 @@ def by_depth(cells: Sequence[Cell], family: str, gain: float | None) -> list[Cel
 
 def change(cells: Sequence[Cell]) -> float:
     """Largest mean effective rank over the smallest."""
-    means = [cell.interval("rank/effective")[0] for cell in cells]
-    return max(means) / min(means)
+    means = [cell.mean("rank/effective") for cell in cells]
+    return max(means) / min(means) if min(means) > 0 else inf
+
+
+def deepest_over_shallowest(cells: Sequence[Cell]) -> tuple[float, float]:
+    """Ratio of effective ranks, seed by seed: mean, and half the width of its 95 % interval."""
+    shallow, deep = (cell.values("rank/effective") for cell in (cells[0], cells[-1]))
+    return interval([rank / shallow[seed] if shallow[seed] else inf for seed, rank in deep.items() if seed in shallow])
 
 
 def gains(cells: Sequence[Cell]) -> list[float]:
@@ -132,52 +149,73 @@ def depth_table(cells: Sequence[Cell]) -> str:
     """Numerical and effective rank by depth."""
     rows = []
     lines = {"IRMAE style": ("irmae", None)} | {f"ours, gain {gain:g}": ("ours", gain) for gain in gains(cells)}
+    depths = sorted({cell.depth for cell in cells if cell.family == "ours"})
     for label, key in lines.items():
         some = by_depth(cells, *key)
         if some:
-            ranks = [f"{shown(cell, 'rank/numerical')}; {shown(cell, 'rank/effective')}" for cell in some]
-            rows.append([label, *ranks, change(some)])
-    depths = sorted({cell.depth for cell in cells if cell.family == "ours"})
-    return report.markdown(["numerical; effective rank", *(f"{d} layers" for d in depths), "largest / smallest"], rows)
+            at = {cell.depth: f"{shown(cell, 'rank/numerical')}; {shown(cell, 'rank/effective')}" for cell in some}
+            mean, half = deepest_over_shallowest(some)
+            rows.append([label, *(at.get(depth, "-") for depth in depths), change(some), f"{mean:.3g} ± {half:.2g}"])
+    header = ["numerical; effective rank", *(f"{depth} layers" for depth in depths), "largest / smallest effective"]
+    return report.markdown([*header, f"{depths[-1]} over {depths[0]} layers, by seed"], rows)
 
 
 def depth_verdict(cells: Sequence[Cell], longer: Sequence[Cell]) -> str:
     """Whether the rank depends on the depth."""
-    ours = {gain: change(by_depth(cells, "ours", gain)) for gain in gains(cells)}
-    trained_on = [change(by_depth(longer, "ours", gain)) for gain in gains(longer)]
-    theirs, worst = change(by_depth(cells, "irmae", None)), max([*ours.values(), *trained_on])
+    ours = {gain: by_depth(cells, "ours", gain) for gain in gains(cells)}
+    later = {gain: by_depth(longer, "ours", gain) for gain in gains(longer)}
+    worst = max(change(some) for some in (*ours.values(), *later.values()))
     verdict = "holds" if worst <= HOLDS else "holds within limits" if worst <= WITHIN_LIMITS else "does not hold here"
-    changes = ", ".join(f"{ours[gain]:.2f} at gain {gain:g}" for gain in ours)
-    after = ", ".join(f"{factor:.2f} at gain {gain:g}" for gain, factor in zip(gains(longer), trained_on, strict=True))
+    changes, after = (
+        ", ".join(f"{change(some):.2f} at gain {gain:g}" for gain, some in lines.items()) for lines in (ours, later)
+    )
+    reach = max(sum(deepest_over_shallowest(some)) for some in ours.values())
     return (
         f"**The rank does not depend on the depth: {verdict}.** Over the depths the mean effective rank of ours "
-        f"changes by a factor of {changes}; trained longer, {after}; IRMAE style by {theirs:.3g}. (Holds: {HOLDS} at "
-        f"most; within limits: {WITHIN_LIMITS}.)"
+        f"changes by a factor of {changes}; trained longer, {after}; IRMAE style by "
+        f"{change(by_depth(cells, 'irmae', None)):.3g}. (Holds: {HOLDS} at most; within limits: {WITHIN_LIMITS}. Of "
+        f"means, that is: the intervals of ours reach up to {reach:.2f}.)"
     )
 
 
-def optimum_verdict(purpose: str, measures: Sequence[str], found: Sequence[Optimum], longer: Sequence[Optimum]) -> str:
-    """Whether a rank is best for a purpose."""
-    some = [pair for pair in zip(found, longer, strict=True) if pair[0].measure in measures]
-    claimed = [MEASURES[now.measure][1] for now, later in some if now.stands_out and later.stands_out]
-    verdict = f"holds by {', '.join(claimed)}" if claimed else "does not hold here"
+def growth(cells: Sequence[Cell], longer: Sequence[Cell]) -> str:
+    """How the rank changes when the same settings are trained longer."""
+    before = {cell.name: cell.mean("rank/effective") for cell in cells if cell.values("rank/effective")}
+    pairs = {cell.name: (before[cell.name], cell.mean("rank/effective")) for cell in longer if cell.name in before}
+    grown = sum(later > sooner for sooner, later in pairs.values())
+    ranks = ", ".join(f"{sooner:.3g} to {later:.3g} ({name})" for name, (sooner, later) in pairs.items())
+    return f"**Trained longer, the mean effective rank grows** in {grown} of {len(pairs)} settings: from {ranks}."
+
+
+def optimum_verdict(purpose: str, found: Sequence[Optimum], longer: Sequence[Optimum]) -> str:
+    """Whether a rank is best for a purpose, by some measures; the same ones after longer training."""
+    pairs = list(zip(found, longer, strict=True))
+    claims = [now.stands_out and later.stands_out and now.best.name == later.best.name for now, later in pairs]
+    against = sum(now.end_stands_out for now in found)
+    # A few of several measures could be chance.
+    verdict = "holds" if all(claims) else "does not hold here" if against == len(found) else "not shown"
     bests = "; ".join(
-        f"{MEASURES[now.measure][1]}: {now.best.name}, rank {shown(now.best, 'rank/numerical')}; trained longer "
+        f"{MEASURES[now.measure][1]}: {now.best.name}, rank {shown(now.best, 'rank/numerical')}, and trained longer "
         f"{later.best.name}, rank {shown(later.best, 'rank/numerical')}"
-        for now, later in some
+        for now, later in pairs
     )
-    return f"**A rank that is best for {purpose}: {verdict}.** Best by mean over seeds: {bests}."
+    return (
+        f"**A rank that is best for {purpose}: {verdict}.** A setting between the ends stands out by {sum(claims)} of "
+        f"{len(found)} measures; an end is better than all between by {against}. Best by mean over seeds: {bests}."
+    )
 
 
 def optima_table(found: Sequence[Optimum]) -> str:
     """For each measure the best setting and its leads."""
+    rivals = list(dict.fromkeys(name for one in found for name in one.leads))
     rows = []
     for one in found:
-        leads = ["is it" if lead is None else f"{lead[0]:+.2g} ± {lead[1]:.2g}" for lead in one.leads.values()]
-        name = MEASURES[one.measure][1]
-        rows.append([name, one.best.name, shown(one.best, "rank/numerical"), *leads, "yes" if one.stands_out else "no"])
-    rivals = list(dict.fromkeys(name for one in found for name in one.leads))
-    return report.markdown(["measure", "best", "its rank", *rivals, "stands out"], rows)
+        leads = [_lead(one.leads[name]) if name in one.leads else "not measured" for name in rivals]
+        ends = f"{_lead(one.end_leads)}{', yes' if one.end_stands_out else ''}"
+        row = [MEASURES[one.measure][1], one.best.name, shown(one.best, "rank/numerical"), *leads]
+        rows.append([*row, "yes" if one.stands_out else "no", ends])
+    header = ["measure", "best", "its rank", *(f"over {name}" for name in rivals), "stands out"]
+    return report.markdown([*header, "better end over the best between"], rows)
 
 
 def table(cells: Sequence[Cell]) -> str:
@@ -187,25 +225,35 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
-    """Every measure against rank, a marker a setting."""
-    panels = [measure for measure in list(MEASURES)[1:] if any(cell.has(measure) for cell in cells)]
+    """Every measure against rank, a marker a run; collapsed latents have no rank to be drawn at."""
+    panels = [m for m, (sign, _) in MEASURES.items() if sign and any(cell.values(m) for cell in cells)]
     figure = Figure(figsize=(12, 3.6 * -(-len(panels) // 3)), dpi=100, layout="constrained")
     axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
     for axis, measure in zip(axes, panels, strict=False):
-        for family, (label, colour, marker) in FAMILIES.items():
-            of = [cell for cell in cells if cell.family == family and cell.has(measure)]
-            x, y = ([cell.interval(m)[0] for cell in of] for m in ("rank/numerical", measure))
-            bars = [cell.interval(measure)[1] for cell in of]
-            axis.errorbar(x, y, bars, fmt=marker, color=colour, label=label, markersize=5, linewidth=1, alpha=0.85)
-        axis.set(xlabel="numerical rank of the latents", ylabel=MEASURES[measure][1], xscale="log")
+        for family, (label, colour, marker) in reversed(FAMILIES.items()):  # the plain network on top
+            runs = [run for cell in cells if cell.family == family for run in cell.runs.values() if measure in run]
+            runs = [run for run in runs if run["rank/numerical"] > 0]
+            x, y = ([run[key] for run in runs] for key in ("rank/numerical", measure))
+            axis.plot(x, y, marker, color=colour, label=label, markersize=5, markeredgewidth=0, alpha=0.7)
+        axis.set(xlabel="numerical rank of the latents", ylabel=MEASURES[measure][1])
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        if MEASURES[measure][0] < 0:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
         axis.grid(alpha=0.3)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path)
 
 
 def shown(cell: Cell, measure: str) -> str:
-    """Mean and interval."""
-    return mean_and_interval([run[measure] for run in cell.runs.values()]) if cell.has(measure) else "-"
+    """Mean and interval, of the runs that have it."""
+    return mean_and_interval(list(cell.values(measure).values()))
+
+
+def _lead(lead: tuple[float, float] | None) -> str:
+    return "is it" if lead is None else f"{lead[0]:+.2g} ± {lead[1]:.2g}"

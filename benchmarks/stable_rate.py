@@ -5,7 +5,8 @@
 
 import argparse
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -25,8 +26,21 @@ RATES = {
     "Adam": [2.5e-4 * 2**k for k in range(10)],
     "SGD, momentum 0.9": [2.5e-3 * 2**k for k in range(9)],
 }
-#: Error over the best of the data's rank, up to which a run counts as trained.
+#: Error over the best of the data's rank, up to which a run counts as trained; below it noise is fitted.
 TRAINED = 1.06
+
+
+def trains(row: dict[str, Any]) -> bool:
+    """It came to the error of the data's rank, or below, by fitting noise in further directions."""
+    return row["excess"] <= TRAINED
+
+
+def finds_rank(row: dict[str, Any]) -> bool:
+    """It trains and has the rank of the data."""
+    return trains(row) and row["found"] == RANK
+
+
+CRITERIA = {"trains": trains, "finds the rank": finds_rank}
 
 
 def train(
@@ -42,36 +56,43 @@ def train(
     return [settings | {key: row[key] for key in ("seed", "found", "excess")} for row in stack.measure(cells)]
 
 
-def trained_range(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Lowest learning rate at which all seeds trained, and the highest up to which they went on to; NaN without one."""
+def good_range(rows: Sequence[dict[str, Any]], criterion: Callable[[dict[str, Any]], bool]) -> list[float]:
+    """Learning rates good at all seeds: from the lowest on, up to the first that is not."""
     good: list[float] = []
     for lr in sorted({row["lr"] for row in rows}):
-        if all(row["excess"] <= TRAINED for row in rows if row["lr"] == lr):
+        if all(criterion(row) for row in rows if row["lr"] == lr):
             good.append(lr)
         elif good:
-            break  # what trains beyond a gap is luck
-    return (good[0], good[-1]) if good else (float("nan"), float("nan"))
+            break  # what is good beyond a gap is luck
+    return good
 
 
-def ranges(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[int, tuple[float, float]]]:
-    """Those of each optimizer and scaling, by depth."""
-    found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
-    for optimizer, scaling, depth in dict.fromkeys((row["optimizer"], row["scaling"], row["depth"]) for row in rows):
-        some = [r for r in rows if (r["optimizer"], r["scaling"], r["depth"]) == (optimizer, scaling, depth)]
-        found.setdefault((optimizer, scaling), {})[depth] = trained_range(some)
-    return found
+def ranges(rows: Sequence[dict[str, Any]], optimizer: str, scaling: str, criterion: str) -> dict[int, list[float]]:
+    """Those of all depths."""
+    some = [row for row in rows if (row["optimizer"], row["scaling"]) == (optimizer, scaling)]
+    depths = list(dict.fromkeys(row["depth"] for row in some))
+    return {depth: good_range([row for row in some if row["depth"] == depth], CRITERIA[criterion]) for depth in depths}
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A row for each optimizer and scaling, and how much the highest rate changes over the depths."""
+def change(by_depth: dict[int, list[float]]) -> float:
+    """Highest rate of the depth where it is largest over that of the depth where it is smallest."""
+    if not all(by_depth.values()):
+        return math.inf
+    highest = [rates[-1] for rates in by_depth.values()]
+    return max(highest) / min(highest)
+
+
+def table(rows: Sequence[dict[str, Any]], criterion: str) -> str:
+    """A row for each optimizer and scaling: the range of each depth, and how its upper end changes over them."""
     lines = []
-    for key, by_depth in ranges(rows).items():
-        highest = [high for _, high in by_depth.values()]
-        lines.append([*key, *(f"{low:.3g} to {high:.3g}" for low, high in by_depth.values())])
-        lines[-1].append(f"{max(highest) / min(highest):.3g}")
-    depths = list(dict.fromkeys(row["depth"] for row in rows))
-    header = ["optimizer", "linear layers at", *(f"{depth} layers" for depth in depths)]
-    return report.markdown([*header, "highest: largest / smallest"], lines)
+    for optimizer, scaling in dict.fromkeys((row["optimizer"], row["scaling"]) for row in rows):
+        by_depth = ranges(rows, optimizer, scaling, criterion)
+        shown = [f"{rates[0]:.3g} to {rates[-1]:.3g}" if rates else "none" for rates in by_depth.values()]
+        common = sorted(set.intersection(*map(set, by_depth.values())))
+        lines.append([optimizer, scaling, *shown, f"{common[0]:.3g} to {common[-1]:.3g}" if common else "none"])
+        lines[-1].append(f"{change(by_depth):.3g}")
+    header = [criterion, "linear layers at", *(f"{depth} layers" for depth in dict.fromkeys(r["depth"] for r in rows))]
+    return report.markdown([*header, "all depths", "highest: largest / smallest"], lines)
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -115,30 +136,45 @@ def main() -> None:
         for row in train(optimizer, scaling, depth, lr, seeds, steps)
     ]
     if args.quick:
-        print(table(rows))
+        print(table(rows, "trains"))
         return
-    found = ranges(rows)
-    changes = {key: max(h for _, h in by.values()) / min(h for _, h in by.values()) for key, by in found.items()}
-    scaled, unscaled = ([changes[optimizer, scaling] for optimizer in RATES] for scaling in MULTIPLIERS)
-    verdict = "holds" if max(scaled) <= 1 else "holds within limits" if max(scaled) < min(unscaled) else "does not hold"
+    changes = {
+        criterion: {
+            scaling: [change(ranges(rows, optimizer, scaling, criterion)) for optimizer in RATES]
+            for scaling in MULTIPLIERS
+        }
+        for criterion in CRITERIA
+    }
+    scaled, unscaled = "lr / depth", "one lr"
+
+    def verdict(criterion: str) -> str:
+        ours, others = changes[criterion][scaled], changes[criterion][unscaled]
+        return "holds" if max(ours) <= 1 else "holds within limits" if max(ours) < min(others) else "does not hold here"
+
+    def told(criterion: str, scaling: str) -> str:
+        return " and ".join(f"{c:.3g} ({o})" for o, c in zip(RATES, changes[criterion][scaling], strict=True))
+
+    fitted = sum(trains(row) and not finds_rank(row) for row in rows)
     body = f"""The autoencoder and data of [synthetic_recovery](../synthetic_recovery/README.md), of rank {RANK},
 end-to-end gain {GAIN}, {steps:,} steps; encoder and decoder at the learning rate, the linear layers at it over their
-number, or at the same. A run is trained if its held-out error is at most {TRAINED} times the best of the data's rank;
-rates are a factor of 2 apart, and the range ends before the first at which not all seeds trained. Seeds
-{", ".join(map(str, SEEDS))}.
+number, or at the same. A run trains if its held-out error is at most {TRAINED} times the best of the data's rank; it
+finds the rank if it also has that rank. Rates are a factor of 2 apart; a range ends before the first rate at which
+not all seeds did. Seeds {", ".join(map(str, SEEDS))}.
 
-{table(rows)}
+{table(rows, "trains")}
 
-**Verdict: one learning rate fits all depths: {verdict}**, if the linear layers train at it over their number. The
-highest rate that trains changes over depths {DEPTHS[0]} to {DEPTHS[-1]} by a factor of
-{" and ".join(f"{changes[optimizer, 'lr / depth']:.3g} ({optimizer})" for optimizer in RATES)}; with one rate for
-all layers by
-{" and ".join(f"{changes[optimizer, 'one lr']:.3g} ({optimizer})" for optimizer in RATES)}.
+{table(rows, "finds the rank")}
 
-![Error against learning rate: on the left the curves of all depths end together, on the right apart](rates.png)
+**Verdict: the highest rate that trains is the same at all depths: {verdict("trains")}**, if the linear layers train at
+it over their number. Over depths {DEPTHS[0]} to {DEPTHS[-1]} it changes by a factor of {told("trains", scaled)};
+with one rate for all layers by {told("trains", unscaled)}.
 
-That it trains does not mean that the rank is right: at high rates Adam passes the
-[window of the rank](../rank_window/README.md) within these steps, and the error falls below that of the data's rank.
+**Verdict: the highest rate that finds the rank is the same at all depths: {verdict("finds the rank")}.** It changes by
+a factor of {told("finds the rank", scaled)}; with one rate for all layers by {told("finds the rank", unscaled)}. Of
+the runs that trained, {fitted} of {sum(map(trains, rows))} have another rank; for how long the rank stays, see
+[rank_window](../rank_window/README.md).
+
+![Error against learning rate by depth; on the left the layers train at the rate over their number](rates.png)
 
 Every run: [runs.csv](runs.csv)."""
     print(body)
