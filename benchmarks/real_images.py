@@ -37,7 +37,7 @@ from runs import Run, identity
 from sweep import RankSweep
 
 VARIANCE_RTOL = 1e-2
-#: Runs of these are trained longer as well, over the depths.
+#: What is trained longer at all depths.
 DEFAULT_GAIN = 0.1
 
 
@@ -270,7 +270,7 @@ def body_of(
 ) -> str:
     """The report."""
     images = "a pass" if study.batches is None else f"{128 * study.batches:,} images an epoch, drawn from all"
-    settings = f"""{study.seeds} seeds, {study.max_epochs} epochs, {images}; latents {study.dim} wide, first
+    settings = f"""Seeds 0 to {study.seeds - 1}, {study.max_epochs} epochs, {images}; latents {study.dim} wide, first
 convolution {args.width} channels; Adam, learning rate 1e-3, batch 128, no schedule. Rank: directions with more than
 {VARIANCE_RTOL:g} of the largest *variance*, of the validation latents. Effective rank: of their *singular values*. Test
 error: squared, summed over pixels. Probes: accuracy of logistic regression on training latents, its strength chosen on
