@@ -115,7 +115,7 @@ def whole_network(device: str, depths: tuple[int, ...]) -> str:
             module = convolutional_autoencoder(channels=1).to(device)
             attach_linear_bottleneck(module, dim=128, depth=depth, gain=1.0)
             if way == "sequence":
-                module.linear_bottleneck = in_sequence(module.linear_bottleneck)
+                module.encoder.linear_bottleneck = in_sequence(module.encoder.linear_bottleneck)
             module.log = lambda *args, **kwargs: None
             steps[f"{way}{depth}"] = _whole_step(module, batch)
     times = interleave(steps, rounds=15, budget=120)

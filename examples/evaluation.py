@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from lightning_rank import LinearBottleneck
 from lightning_rank.sampling import LatentSampler
 from lightning_rank.traversal import interpolate_latents
 
@@ -175,7 +176,8 @@ def encode(module: LightningModule, batches: Iterator[list[Tensor]]) -> Encoded:
     latents: list[Tensor] = []
     labels: list[Tensor] = []
     error = torch.zeros((), dtype=torch.float64)
-    hook = module.linear_bottleneck.register_forward_hook(lambda *call: latents.append(call[-1].float().cpu()))
+    bottleneck = next(child for child in module.modules() if isinstance(child, LinearBottleneck))
+    hook = bottleneck.register_forward_hook(lambda *call: latents.append(call[-1].float().cpu()))
     try:
         for inputs, *rest in batches:
             x = inputs.to(module.device, module.dtype)

@@ -6,7 +6,8 @@ arXiv 2107.01301).
 
 from lightning_rank.callbacks import DepthScaledLR, EffectiveRankMonitor, LatentTraversal
 from lightning_rank.compression import load_truncated, truncate_linear_bottleneck
-from lightning_rank.mixin import LinearBottleneckMixin, attach_linear_bottleneck, collapse_linear_bottleneck
+from lightning_rank.insertion import attach_linear_bottleneck, collapse_linear_bottleneck, merge_linear_bottleneck
+from lightning_rank.mixin import LinearBottleneckMixin
 from lightning_rank.nn import LinearBottleneck
 from lightning_rank.optim import depth_scaled_param_groups
 
@@ -22,5 +23,6 @@ __all__ = [
     "collapse_linear_bottleneck",
     "depth_scaled_param_groups",
     "load_truncated",
+    "merge_linear_bottleneck",
     "truncate_linear_bottleneck",
 ]

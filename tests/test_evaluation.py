@@ -123,7 +123,7 @@ class Planar(LightningModule):
 
 def planar(weight):
     module = attach_linear_bottleneck(Planar(), dim=2, depth=1)
-    module.linear_bottleneck.layers[0].weight.data = torch.tensor(weight)
+    module.encoder.linear_bottleneck.layers[0].weight.data = torch.tensor(weight)
     return module
 
 

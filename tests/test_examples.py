@@ -202,7 +202,7 @@ def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path):
     assert models["plain, truncated"]["error"] > 1.5 * plain["error"], "not of low rank"
     # What was measured as the small one was loaded from the file.
     saved = torch.load(tmp_path / "truncated.pt", weights_only=True)
-    assert saved["linear_bottleneck.encode.weight"].shape == (rank, 32)
+    assert saved["encoder.linear_bottleneck.encode.weight"].shape == (rank, 32)
     assert (tmp_path / "shrink.png").read_bytes().startswith(b"\x89PNG")
     (traversal,) = tmp_path.glob("latent_traversals/*.png")
     with Image.open(traversal) as picture:

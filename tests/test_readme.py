@@ -21,8 +21,8 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     for number, block in enumerate(blocks):
         exec(compile(block, f"README.md, block {number}", "exec"), names)
     assert 1 <= names["trainer"].callback_metrics["rank/effective"] <= 32
-    assert names["model"].linear_bottleneck.depth == 8
-    assert names["linear"].linear_bottleneck.depth == 4
+    assert names["model"].encoder.linear_bottleneck.depth == 8
+    assert names["linear"].encoder.linear_bottleneck.depth == 4
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
-from lightning_rank.functional.feature_axis import resolve_feature_axis
+from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
 from lightning_rank.metrics import LatentSpectrum
 from lightning_rank.nn import LinearBottleneck
+from lightning_rank.nn.layer_axis import layer_features
 
 
 class LatentTap:
@@ -42,7 +43,7 @@ class LatentTap:
         self._handle = None if module is None else module.register_forward_hook(self)
         plain = getattr(module, "_orig_mod", module)  # of a compiled layer, the layer
         self._bottleneck = plain if isinstance(plain, LinearBottleneck) else None
-        self._feature_axis = None if self._bottleneck is None else self._bottleneck.feature_axis
+        self._features = None if module is None else layer_features(module)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Be the hook."""
@@ -60,6 +61,10 @@ class LatentTap:
     def reset(self) -> None:
         """Forget what came, and take nothing in."""
         self.active, self.metric, self.examples = False, None, []
+
+    def feature_axis(self, latents: Tensor) -> int:
+        """Which axis holds the features."""
+        return resolve_feature_axis(latents.shape, None, beside=self._features)
 
     def agreed_metric(self, strategy: Strategy, device: torch.device) -> LatentSpectrum | None:
         """The spectrum, ready to be synchronized; ``None`` on every process if none saw rows.
@@ -96,7 +101,7 @@ class LatentTap:
             )
         if self.valid is not None and latents.shape[0] == self.valid[0]:
             latents = latents[: self.valid[1]]
-        axis = resolve_feature_axis(latents.ndim, self._feature_axis)
+        axis = self.feature_axis(latents)
         if self.metric is None:
             self.metric = self._new_metric(latents.shape[axis], latents.device)
         if latents.shape[axis] != self.metric.dim:
@@ -104,7 +109,7 @@ class LatentTap:
                 f"layer={self.layer!r}: expected {self.metric.dim} features, as it returned before in this epoch, got "
                 f"shape {tuple(latents.shape)}"
             )
-        self.metric.update(latents)
+        self.metric.update(as_rows(latents, axis))
         if len(self.examples) < 2:
             self.examples += latents[: 2 - len(self.examples)].detach().clone()
 
@@ -112,7 +117,7 @@ class LatentTap:
         """An empty spectrum; fresh each epoch, for a state made in inference mode cannot be used outside."""
         # MPS has no float64.
         place = torch.device("cpu") if device.type == "mps" else device
-        return LatentSpectrum(dim, feature_axis=self._feature_axis).to(place)
+        return LatentSpectrum(dim).to(place)
 
     def _select(self, output: Any) -> Tensor:
         """The tensor that was meant."""

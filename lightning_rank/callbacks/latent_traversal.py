@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from lightning_rank.callbacks import picture_loggers
 from lightning_rank.callbacks.latent_tap import LatentTap
 from lightning_rank.callbacks.repeated_samples import evaluation_loaders, valid_samples
-from lightning_rank.functional.feature_axis import resolve_feature_axis
 from lightning_rank.nn.submodules import find_submodule
 from lightning_rank.traversal import image_grid, interpolate_latents, traverse_principal_directions
 
@@ -187,7 +186,7 @@ class LatentTraversal(Callback):
                 return self._warn_silent()
             n_directions = min(self.n_directions, metric.dim)
             traversals = traverse_principal_directions(moments, n_directions, self.steps)
-            axis = resolve_feature_axis(inputs[0].ndim + 1, metric.feature_axis)
+            axis = self._tap.feature_axis(inputs[0][None])
             grids = [[_at_all_positions(row.cpu(), inputs[0], axis) for row in traversals]]
             if len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
                 grids.append([interpolate_latents(inputs[0], inputs[1], self.steps)])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_rank.compression.bottleneck import replace_submodule
+from lightning_rank.insertion.folding import Foldable, composed_behind, is_foldable, set_parameters
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
-
-Foldable = nn.Linear | nn.Conv2d
 
 
 def fold_decode(
@@ -42,11 +41,8 @@ def fold_decode(
     ((name, layer),) = takers.items()
     if not can_take(layer):
         return None
-    matrix, offset = (part.detach().to("cpu", torch.float64) for part in (decode.weight, decode.bias))
-    weight = layer.weight.detach().flatten(1).to("cpu", torch.float64)
-    bias = weight @ offset if layer.bias is None else weight @ offset + layer.bias.detach().cpu()
     thinner = thinner_layer(layer, decode.in_features)
-    set_parameters(thinner, weight @ matrix, bias)
+    set_parameters(thinner, *composed_behind(layer, decode.weight, decode.bias))
     replace_submodule(module, name, thinner)
     truncated.decode = None
     try:
@@ -78,25 +74,18 @@ def _run_recording(module: nn.Module, run: Callable[[], tuple[Tensor, Any]]) -> 
 
 
 def can_take(layer: nn.Module) -> TypeGuard[Foldable]:
-    """Whether it is a plain linear layer, or a 1x1 convolution that mixes all channels."""
-    if type(layer) is nn.Conv2d:
-        return set(layer.kernel_size) == {1} and layer.groups == 1
-    return type(layer) is nn.Linear
+    """Whether an offset goes into it, too: a plain linear layer, or a 1x1 convolution that mixes all channels."""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return is_foldable(layer) and not layer.transposed and max(layer.weight.shape[2:]) == 1
+    return is_foldable(layer)
 
 
 def thinner_layer(layer: Foldable, rank: int) -> Foldable:
     """A layer like ``layer`` for inputs ``rank`` wide, with a bias."""
     out, options = len(layer.weight), {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    if isinstance(layer, nn.Conv2d):
-        thinner: Foldable = nn.Conv2d(rank, out, 1, stride=layer.stride, **options)  # pyright: ignore
+    if isinstance(layer, nn.Linear):
+        thinner: Foldable = nn.Linear(rank, out, **options)
     else:
-        thinner = nn.Linear(rank, out, **options)
+        kind = cast("type[nn.Conv2d]", type(layer))
+        thinner = kind(rank, out, 1, stride=cast(Any, layer.stride), **options)
     return thinner.requires_grad_(layer.weight.requires_grad)
-
-
-def set_parameters(layer: Foldable, weight: Tensor, bias: Tensor) -> None:
-    """Give a layer that weight, ``(out, in)``, and that bias."""
-    assert layer.bias is not None
-    with torch.no_grad():
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
-        layer.bias.copy_(bias)

@@ -81,7 +81,11 @@ def latent_rows(latents: Tensor, bottleneck: LinearBottleneck) -> Tensor:
     """
     if not latents.is_floating_point():
         raise TypeError(f"data: expected real floating-point latents, got {latents.dtype}")
-    axis = resolve_feature_axis(latents.ndim, bottleneck.feature_axis) if latents.ndim > 1 else -1
+    axis = (
+        resolve_feature_axis(latents.shape, bottleneck.feature_axis, bottleneck.dim, bottleneck.beside)
+        if latents.ndim > 1
+        else -1
+    )
     if latents.ndim < 2 or latents.shape[axis] != bottleneck.dim:
         raise ValueError(
             f"data: expected latents with {bottleneck.dim} features on axis {axis} of at least two, got shape "

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from lightning_rank.compression.bottleneck import find_bottleneck, replace_submodule
 from lightning_rank.compression.folding import can_take, thinner_layer
+from lightning_rank.insertion.folding import Foldable
+from lightning_rank.insertion.loading import moved_to_new_place
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
 
@@ -35,6 +37,7 @@ def load_truncated(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         True
     """
     name, bottleneck = find_bottleneck(module)
+    state_dict = moved_to_new_place(module, dict(state_dict))
     key = f"{name}.encode.weight"
     if key not in state_dict:
         raise ValueError(f"state_dict: expected that of a truncated module, with {key!r}; got none")
@@ -44,15 +47,16 @@ def load_truncated(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     truncated = TruncatedBottleneck(
         dim, rank, folded=folded, feature_axis=bottleneck.feature_axis, device=like.device, dtype=like.dtype
     )
+    truncated.beside = bottleneck.beside
     replace_submodule(module, name, truncated.train(module.training))
     if folded:
         for layer_name, layer in list(module.named_modules()):
             if can_take(layer) and _took(layer_name, layer, dim, rank, state_dict):
                 replace_submodule(module, layer_name, thinner_layer(layer, rank).train(layer.training))
-    module.load_state_dict(dict(state_dict))
+    module.load_state_dict(state_dict)
 
 
-def _took(name: str, layer: nn.Linear | nn.Conv2d, dim: int, rank: int, state_dict: Mapping[str, Tensor]) -> bool:
+def _took(name: str, layer: Foldable, dim: int, rank: int, state_dict: Mapping[str, Tensor]) -> bool:
     """Whether that layer took the second map in, as far as shapes tell."""
     saved = state_dict.get(f"{name}.weight")
     if saved is None or layer.weight.shape[1] != dim or saved.shape[1] != rank:

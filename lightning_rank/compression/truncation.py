@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rank.compression.bottleneck import find_bottleneck, replace_submodule
-from lightning_rank.compression.folding import fold_decode, set_parameters
+from lightning_rank.compression.folding import fold_decode
 from lightning_rank.compression.latents import check_data, evaluating, input_of, latent_rows, latents_of_batches
 from lightning_rank.compression.report import Truncation
 from lightning_rank.functional.feature_axis import resolve_feature_axis
 from lightning_rank.functional.moments import finite_moments, principal_directions
 from lightning_rank.functional.rank import numerical_rank
+from lightning_rank.insertion.folding import set_parameters
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
 from lightning_rank.nn.submodules import plain_name
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
@@ -153,7 +154,7 @@ def _run_decoder(
     decoder = getattr(module, "decoder", None)
     assert truncated.decode is not None
     matrix, mean = truncated.decode.weight, truncated.decode.bias
-    axis = resolve_feature_axis(latents.ndim, truncated.feature_axis)
+    axis = resolve_feature_axis(latents.shape, truncated.feature_axis, truncated.dim, truncated.beside)
     code = (latents.to(matrix).movedim(axis, -1) - mean) @ matrix
 
     def run() -> tuple[Tensor, Any]:
@@ -172,6 +173,7 @@ def _truncated(bottleneck: LinearBottleneck, directions: Tensor, mean: Tensor) -
         device=weight.device,
         dtype=weight.dtype,
     )
+    truncated.beside = bottleneck.beside
     assert truncated.decode is not None
     set_parameters(truncated.encode, directions.T @ weight.to("cpu", torch.float64), -directions.T @ mean)
     set_parameters(truncated.decode, directions, mean)

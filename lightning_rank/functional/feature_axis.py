@@ -1,43 +1,83 @@
 """Which axis of a latent tensor holds the features."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from torch import Tensor
 
-_IMAGE_NDIM = 4
+
+class LayerFeatures(NamedTuple):
+    """What a layer beside a tensor says of the tensor's features.
+
+    Attributes:
+        axis: Where such a layer has them: 1 (convolutions and batch norms) or -1.
+        dim: How many there are; ``None`` if the layer does not say.
+        ndim: Number of axes that such a layer works on; ``None`` if it works on several.
+    """
+
+    axis: int
+    dim: int | None = None
+    ndim: int | None = None
 
 
-def resolve_feature_axis(ndim: int, feature_axis: int | None) -> int:
-    """Non-negative index of the feature axis of a tensor with ``ndim`` axes.
+def resolve_feature_axis(
+    shape: Sequence[int], feature_axis: int | None, dim: int | None = None, beside: LayerFeatures | None = None
+) -> int:
+    """Non-negative index of the feature axis of a tensor.
 
     Args:
-        ndim: Number of axes of the tensor.
-        feature_axis: The axis, negative counted from the end; ``None`` follows the convention of torch's layers:
-            axis 1 of image-shaped latents ``(B, dim, H, W)``, the last axis of ``(B, dim)`` and ``(B, T, dim)``.
+        shape: Of the tensor.
+        feature_axis: The axis, negative counted from the end. ``None`` takes, of axis 1 and the last one, the one that
+            is ``dim`` wide; where both are, the one that the layer beside works on.
+        dim: Number of features; ``None`` if it is not known.
+        beside: What the layer beside says.
 
     Raises:
-        ValueError: The tensor has no such axis.
+        ValueError: The tensor has no such axis; or ``None``, and nothing decides between two axes.
 
     Example:
-        >>> resolve_feature_axis(4, None), resolve_feature_axis(3, None), resolve_feature_axis(4, -1)
-        (1, 2, 3)
+        >>> resolve_feature_axis((2, 8, 3, 3), None, dim=8), resolve_feature_axis((2, 3, 3, 8), None, dim=8)
+        (1, 3)
+        >>> resolve_feature_axis((2, 8, 8), None, dim=8, beside=LayerFeatures(axis=1))
+        1
     """
-    if feature_axis is None:
-        feature_axis = 1 if ndim == _IMAGE_NDIM else -1
-    if not -ndim <= feature_axis < ndim:
-        raise ValueError(f"feature_axis: expected an axis of a tensor with {ndim} axes, got {feature_axis}")
-    return feature_axis % ndim
+    ndim = len(shape)
+    if feature_axis is not None:
+        if not -ndim <= feature_axis < ndim:
+            raise ValueError(f"feature_axis: expected an axis of a tensor with {ndim} axes, got {feature_axis}")
+        return feature_axis % ndim
+    last = ndim - 1
+    if last < 2:
+        return max(last, 0)
+    width = dim
+    if width is None and beside is not None:
+        width = beside.dim
+    fitting = [axis for axis in (1, last) if shape[axis] == width]
+    if len(fitting) == 1:
+        return fitting[0]
+    if beside is not None and beside.ndim in (None, ndim):
+        decides = beside.dim in (None, width) if fitting else width is None
+        if decides:
+            return beside.axis % ndim
+    if not fitting and (dim is not None or last == 2):
+        return last  # which is not as wide as expected, as whoever knows the width will say; or of (B, T, dim)
+    told = f"both are {width} wide" if fitting else "it is not known how many features there are"
+    raise ValueError(
+        f"feature_axis: expected to see which axis of shape {tuple(shape)} holds the features, but it may be axis 1 or "
+        f"axis {last}: {told}, and no layer beside decides; pass feature_axis=1 or feature_axis=-1"
+    )
 
 
-def as_rows(latents: Tensor, feature_axis: int | None) -> Tensor:
+def as_rows(latents: Tensor, axis: int) -> Tensor:
     """Every position of ``latents`` as a row: shape ``(rows, dim)``.
 
     Args:
-        latents: Tensor with ``dim`` features along ``feature_axis``; all other axes count as rows.
-        feature_axis: As in :func:`resolve_feature_axis`.
+        latents: Tensor with ``dim`` features along ``axis``; all other axes count as rows.
+        axis: As given by :func:`resolve_feature_axis`.
 
     Example:
         >>> import torch
-        >>> as_rows(torch.zeros(2, 8, 3, 3), None).shape
+        >>> as_rows(torch.zeros(2, 8, 3, 3), 1).shape
         torch.Size([18, 8])
     """
-    axis = resolve_feature_axis(latents.ndim, feature_axis)
     return latents.movedim(axis, -1).reshape(-1, latents.shape[axis])

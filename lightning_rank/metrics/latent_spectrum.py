@@ -87,7 +87,7 @@ class LatentSpectrum(Metric):
         if not isinstance(latents, Tensor) or not latents.is_floating_point():
             got = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
             raise TypeError(f"latents: expected a real floating-point tensor, got {got}")
-        axis = resolve_feature_axis(latents.ndim, self.feature_axis)
+        axis = resolve_feature_axis(latents.shape, self.feature_axis, self.dim)
         if latents.ndim < 2 or latents.shape[axis] != self.dim:
             raise ValueError(
                 f"latents: expected {self.dim} features on axis {axis} of at least two, got shape "

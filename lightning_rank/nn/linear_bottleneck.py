@@ -1,6 +1,7 @@
 """The linear bottleneck: a stack of bias-free square layers that acts as one matrix and trains as many."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_rank.functional.compose import compose_linear, without_autocast
-from lightning_rank.functional.feature_axis import resolve_feature_axis
+from lightning_rank.functional.feature_axis import LayerFeatures, resolve_feature_axis
 
 Init = Literal["orthogonal", "default"]
 
@@ -53,9 +54,11 @@ class LinearBottleneck(nn.Module):
 
     The product is formed first, at a cost of ``(depth - 1) * dim**3``, when at least ``dim`` rows come in, else the
     layers are applied one by one; the results are equal up to rounding. Under autocast both ways run in the
-    parameters' precision, float32 at least, and the result alone is cast. Where no gradient of the weights is wanted
-    and they are on the CPU, the product is kept and used again for as long as every entry of every weight is
-    unchanged, which is compared each time: it cannot be stale, at the price of a second copy of the weights.
+    parameters' precision, float32 at least, and the result alone is cast. Nothing is kept from one call to the next;
+    :func:`~lightning_rank.collapse_linear_bottleneck` makes a bottleneck whose training is over cheap to run.
+
+    Layers that are more than their weight (adapted by LoRA, pruned, reparametrized, quantized, wrapped or hooked) are
+    called one by one, each through its own ``forward``.
 
     Args:
         dim: Width of the latents.
@@ -65,7 +68,8 @@ class LinearBottleneck(nn.Module):
             ``init="default"``.
         init: ``"orthogonal"``, or ``"default"`` for that of ``nn.Linear``, as in IRMAE (Jing et al. 2020).
         feature_axis: Axis of the input that holds the ``dim`` features: 1 for ``(B, dim, H, W)``, where the layers
-            act at each position as a 1x1 convolution. ``None`` takes axis 1 of 4-D inputs and the last of others.
+            act at each position as a 1x1 convolution. ``None`` takes axis 1 or the last one, whichever is ``dim``
+            wide.
         device: Device of the parameters.
         dtype: Data type of the parameters.
 
@@ -74,8 +78,8 @@ class LinearBottleneck(nn.Module):
 
     Raises:
         TypeError: ``dim`` or ``depth`` is not an int, ``gain`` is not a number, or the input is not floating-point.
-        ValueError: ``dim`` < 1, ``depth`` < 0, ``gain`` not positive and finite, ``init`` unknown, or an input whose
-            feature axis is not ``dim`` wide.
+        ValueError: ``dim`` < 1, ``depth`` < 0, ``gain`` not positive and finite, ``init`` unknown; an input whose
+            feature axis is not ``dim`` wide, or, with ``feature_axis=None``, that is ``dim`` wide on both axes.
 
     Source: Sun et al., "Implicit Greedy Rank Learning in Autoencoders via Overparameterized Linear Networks", 2021
     (arXiv 2107.01301).
@@ -88,7 +92,8 @@ class LinearBottleneck(nn.Module):
         tensor([0.1000, 0.1000, 0.1000, 0.1000, 0.1000, 0.1000, 0.1000, 0.1000], ...)
     """
 
-    _like: Tensor
+    #: What the layer beside says of the axis, for ``feature_axis=None``; whoever inserts the bottleneck sets it.
+    beside: LayerFeatures | None = None
 
     def __init__(
         self,
@@ -112,9 +117,9 @@ class LinearBottleneck(nn.Module):
             raise TypeError(f"feature_axis: expected an int or None, got {type(feature_axis).__name__}")
         self.feature_axis = feature_axis
         self.layers = nn.ModuleList(self._new_layer(device, dtype) for _ in range(depth))
-        # With no layers, something still has to know where the module is and in which precision.
-        self.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
-        self._composed: tuple[list[Tensor], Tensor] | None = None
+        # With no layers, something still has to know where the module is and in which precision; no buffer, for
+        # DistributedDataParallel would then broadcast before each forward pass.
+        self._like = torch.empty(0, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Initialize all layers anew, as ``init`` and ``gain`` say."""
@@ -124,31 +129,53 @@ class LinearBottleneck(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The composed matrix ``W_N ... W_1``, shape ``(dim, dim)``; differentiable."""
-        if self.depth == 0:
-            return torch.eye(self.dim, device=self._like.device, dtype=self._like.dtype)
-        return compose_linear(self._weights())
+        weights = self._plain_weights()
+        if weights:
+            return compose_linear(weights)
+        like = next(self.parameters(), self._like)
+        return self._one_by_one(torch.eye(self.dim, device=like.device, dtype=like.dtype)).T
 
     def collapse(self) -> nn.Linear:
         """One ``nn.Linear(dim, dim, bias=False)`` with the composed weight.
 
         Like every ``nn.Linear`` it acts on the last axis, whatever ``feature_axis`` is here.
         """
-        weight = self.weight.detach()
+        weight = self.weight.detach().contiguous()
         linear = nn.Linear(self.dim, self.dim, bias=False, device="meta", dtype=weight.dtype)
         linear.weight = nn.Parameter(weight)
         return linear.train(self.training)
 
+    def become_one_layer(self, weight: Tensor) -> None:
+        """Replace the layers by one that has that weight, trainable unless all layers were frozen."""
+        layer = nn.Linear(self.dim, self.dim, bias=False, device="meta")
+        trainable = not self.layers or any(parameter.requires_grad for parameter in self.parameters())
+        layer.weight = nn.Parameter(weight, requires_grad=trainable)
+        self.layers, self.depth = nn.ModuleList([layer.train(self.training)]), 1
+
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layers to ``input``."""
-        axis = self._checked_axis(input)
-        if self.depth == 0:
+        if not isinstance(input, Tensor) or not input.is_floating_point():
+            got = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"input: expected a real floating-point tensor, got {got}")
+        axis = resolve_feature_axis(input.shape, self.feature_axis, self.dim, self.beside)
+        if input.shape[axis] != self.dim:
+            raise ValueError(
+                f"input: expected {self.dim} features on axis {axis}, got shape {tuple(input.shape)}; "
+                "set dim to the width of the latents, or feature_axis to the axis that holds them"
+            )
+        if not len(self.layers):
             return input
-        weights = self._weights()
-        if self._may_reuse(weights):
-            return _apply(self._reused_product(weights), input, axis)
+        weights = self._plain_weights()
+        if weights is None:
+            return self._one_by_one(input.movedim(axis, -1)).movedim(-1, axis).contiguous()
         if input.numel() // self.dim >= self.dim:
-            return _apply(compose_linear(weights), input, axis)
-        return self._layer_by_layer(weights, input, axis)
+            return _multiply([compose_linear(weights)], input, axis)
+        device_type = input.device.type
+        if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
+            return _multiply(weights, input, axis)
+        with without_autocast(device_type):
+            output = _multiply(weights, input.to(weights[0].dtype), axis)
+        return output.to(torch.get_autocast_dtype(device_type))
 
     def extra_repr(self) -> str:
         """The settings, as shown by ``print``."""
@@ -156,9 +183,15 @@ class LinearBottleneck(nn.Module):
         axis = "" if self.feature_axis == -1 else f", feature_axis={self.feature_axis}"
         return f"dim={self.dim}, depth={self.depth}{gain}, init={self.init!r}{axis}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles make the kept product anew.
-        return self.__dict__ | {"_composed": None}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LinearBottleneck":
+        self._like = fn(self._like)
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # pyright: ignore
+        saved = [key for key in state_dict if key.startswith(f"{prefix}layers.")]
+        if saved == [f"{prefix}layers.0.weight"] and len(self.layers) != 1:
+            self.become_one_layer(self._like.new_empty(self.dim, self.dim))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _new_layer(self, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Linear:
         if self.init == "default":
@@ -168,64 +201,40 @@ class LinearBottleneck(nn.Module):
     def _linears(self) -> list[nn.Linear]:
         return cast("list[nn.Linear]", list(self.layers))
 
-    def _weights(self) -> list[Tensor]:
-        return [layer.weight for layer in self._linears()]
+    def _plain_weights(self) -> list[Tensor] | None:
+        """The weights, if each layer is its weight and nothing more."""
+        layers = self._linears()
+        return [layer.weight for layer in layers] if all(map(_is_plain, layers)) else None
 
-    def _checked_axis(self, input: Tensor) -> int:
-        if not isinstance(input, Tensor) or not input.is_floating_point():
-            got = input.dtype if isinstance(input, Tensor) else type(input).__name__
-            raise TypeError(f"input: expected a real floating-point tensor, got {got}")
-        axis = resolve_feature_axis(input.ndim, self.feature_axis)
-        if input.shape[axis] != self.dim:
-            raise ValueError(
-                f"input: expected {self.dim} features on axis {axis}, got shape {tuple(input.shape)}; "
-                "set dim to the width of the latents, or feature_axis to the axis that holds them"
-            )
-        return axis
-
-    @staticmethod
-    def _may_reuse(weights: list[Tensor]) -> bool:
-        """Whether a kept product may serve.
-
-        Neither version counters nor addresses tell of every change (an edit through ``.data``, the swap of averaged
-        weights, FSDP's gathering), so the entries themselves are compared. That needs real tensors on the CPU:
-        elsewhere it would make the host wait, and while tracing or under ``vmap`` there is nothing to compare.
-        """
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
-            return False
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False
-        return all(type(weight) is nn.Parameter and weight.device.type == "cpu" for weight in weights)
-
-    def _reused_product(self, weights: list[Tensor]) -> Tensor:
-        composed = self._composed
-        if composed is None or not all(map(_same, composed[0], weights)) or len(composed[0]) != len(weights):
-            # Outside inference mode, so that the product may later meet an input that wants a gradient.
-            with torch.inference_mode(False), torch.no_grad():
-                composed = [weight.clone() for weight in weights], compose_linear(weights)
-            self._composed = composed
-        return composed[1]
-
-    @staticmethod
-    def _layer_by_layer(weights: list[Tensor], input: Tensor, axis: int) -> Tensor:
-        device_type = input.device.type
-        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-        output = input.to(weights[0].dtype) if autocast else input
-        with without_autocast(device_type):
-            for weight in weights:
-                output = _apply(weight, output, axis)
-        return output.to(torch.get_autocast_dtype(device_type)) if autocast else output
+    def _one_by_one(self, rows: Tensor) -> Tensor:
+        for layer in self.layers:
+            rows = layer(rows)
+        return rows
 
 
-def _apply(weight: Tensor, input: Tensor, axis: int) -> Tensor:
+def _is_plain(layer: nn.Module) -> bool:
+    # Parametrizations, pruning, adapters and quantization change the class, set hooks or bring a tensor of their own;
+    # some wrappers give the instance another forward. DTensors compose as tensors do.
+    return (
+        (type(layer) is OrthogonalLinear or type(layer) is nn.Linear)
+        and layer.bias is None
+        and (type(layer.weight) in (nn.Parameter, Tensor) or hasattr(layer.weight, "full_tensor"))
+        and not (layer._forward_pre_hooks or layer._forward_hooks)
+        and not (layer._backward_pre_hooks or layer._backward_hooks)
+        and "forward" not in layer.__dict__
+    )
+
+
+def _multiply(weights: Sequence[Tensor], input: Tensor, axis: int) -> Tensor:
     if axis == input.ndim - 1:
-        return F.linear(input, weight)
+        for weight in weights:
+            input = F.linear(input, weight)
+        return input
     # The axes behind the features become the columns, so that the output is laid out as the input is.
-    return torch.matmul(weight, input.flatten(axis + 1)).reshape(input.shape)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.dtype == second.dtype and torch.equal(first, second)
+    columns = input.flatten(axis + 1)
+    for weight in weights:
+        columns = torch.matmul(weight, columns)
+    return columns.reshape(input.shape)
 
 
 def _whole_number(name: str, value: int, minimum: int) -> int:

@@ -20,15 +20,16 @@ def find_submodule(module: nn.Module, name: str, argument: str) -> nn.Module:
 
     Args:
         module: Where to look.
-        name: Dotted name.
+        name: Dotted name, or the ending of one that no other submodule has.
         argument: What the caller calls ``name``, for the error.
 
     Raises:
         TypeError: ``name`` is not a string.
-        ValueError: There is no such submodule; the nearest names are given.
+        ValueError: There is no such submodule, the nearest names being given; or several have that ending.
 
     Example:
-        >>> find_submodule(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), "1", "layer")
+        >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), nn.Linear(3, 2))
+        >>> find_submodule(net, "0.1", "layer")
         ReLU()
     """
     if not isinstance(name, str):
@@ -39,8 +40,13 @@ def find_submodule(module: nn.Module, name: str, argument: str) -> nn.Module:
     modules.pop("")
     if name in modules:
         return modules[name]
-    near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4) or [other for other in modules if "." not in other]
-    raise ValueError(
-        f"{argument}: expected the name of a submodule of {type(module).__name__}, got {name!r}; "
-        f"nearest: {', '.join(map(repr, near[:5])) or 'it has no submodules yet'}"
-    )
+    ending = {full_name: found for full_name, found in modules.items() if full_name.endswith(f".{name}")}
+    if len({id(found) for found in ending.values()}) == 1:
+        return next(iter(ending.values()))
+    if ending:
+        told = f"the ending of several: {', '.join(map(repr, list(ending)[:5]))}"
+    else:
+        near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+        near = near or [other for other in modules if "." not in other]
+        told = f"nearest: {', '.join(map(repr, near[:5])) or 'it has no submodules yet'}"
+    raise ValueError(f"{argument}: expected the name of a submodule of {type(module).__name__}, got {name!r}; {told}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.functional.feature_axis import resolve_feature_axis
+from lightning_rank.functional.feature_axis import LayerFeatures, resolve_feature_axis
 
 
 class TruncatedBottleneck(nn.Module):
@@ -35,6 +35,8 @@ class TruncatedBottleneck(nn.Module):
         (torch.Size([5, 16]), torch.Size([5, 3]))
     """
 
+    beside: LayerFeatures | None = None
+
     def __init__(
         self,
         dim: int,
@@ -62,7 +64,7 @@ class TruncatedBottleneck(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Latents, or the code if folded."""
-        axis = resolve_feature_axis(input.ndim, self.feature_axis)
+        axis = resolve_feature_axis(input.shape, self.feature_axis, self.dim, self.beside)
         output = self.encode(input.movedim(axis, -1))
         if self.decode is not None:
             output = self.decode(output)

@@ -17,7 +17,7 @@ class Sharded(features.LearningRateOnly):
         from torch.distributed.fsdp import fully_shard
 
         mesh = self.device_mesh["data_parallel"]
-        for module in (self.encoder, self.linear_bottleneck, self):
+        for module in (self.encoder.linear_bottleneck, self.encoder, self):
             fully_shard(module, mesh=mesh)
 
 
@@ -26,7 +26,7 @@ class Keep(Callback):
         self.path = path
 
     def on_train_end(self, trainer, pl_module):
-        for module in (pl_module.encoder, pl_module.linear_bottleneck, pl_module):
+        for module in (pl_module.encoder.linear_bottleneck, pl_module.encoder, pl_module):
             module.reshard()
         weights = {name: parameter.full_tensor().clone() for name, parameter in pl_module.named_parameters()}
         torch.save((weights, ratios.ratios, monitor.history), self.path / str(trainer.global_rank))

@@ -29,7 +29,7 @@ class Ratios(Callback):
 
     def read(self, optimizer, args, kwargs):
         groups = {group["name"]: group["lr"] for group in optimizer.param_groups}
-        self.ratios.append(groups["linear_bottleneck"] / groups["base"])
+        self.ratios.append(groups["encoder.linear_bottleneck"] / groups["base"])
 
 
 def fit(configure, *callbacks, depth=4, model=None, **options):
@@ -99,17 +99,20 @@ def test_training_equals_that_with_explicit_groups():
 def test_every_trainable_parameter_is_in_exactly_one_named_group():
     trainer, model = fit(adam, DepthScaledLR())
     groups = trainer.optimizers[0].param_groups
-    assert [(group["name"], len(group["params"])) for group in groups] == [("base", 4), ("linear_bottleneck", 4)]
+    assert [(group["name"], len(group["params"])) for group in groups] == [
+        ("base", 4),
+        ("encoder.linear_bottleneck", 4),
+    ]
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
 
 def test_several_user_groups_are_split_each_on_its_own():
     def configure(model):
-        halves = list(model.linear_bottleneck.parameters())
+        halves = list(model.encoder.linear_bottleneck.parameters())
         return torch.optim.SGD(
             [
-                {"params": [*model.encoder.parameters(), *halves[:2]], "lr": 0.1, "weight_decay": 0.5},
+                {"params": [model.encoder.weight, model.encoder.bias, *halves[:2]], "lr": 0.1, "weight_decay": 0.5},
                 {"params": [*model.decoder.parameters(), *halves[2:]], "lr": 0.2, "name": "decoder"},
             ],
             lr=1.0,
@@ -119,17 +122,17 @@ def test_several_user_groups_are_split_each_on_its_own():
     shown = [(g["name"], g["lr"], g["weight_decay"], len(g["params"])) for g in trainer.optimizers[0].param_groups]
     assert shown == [
         ("pg1", 0.1, 0.5, 2),
-        ("pg1/linear_bottleneck", 0.025, 0.5, 2),
+        ("pg1/encoder.linear_bottleneck", 0.025, 0.5, 2),
         ("decoder", 0.2, 0, 2),
-        ("decoder/linear_bottleneck", 0.05, 0, 2),
+        ("decoder/encoder.linear_bottleneck", 0.05, 0, 2),
     ]
 
 
 def test_a_group_that_is_linear_throughout_keeps_an_empty_partner():
     def configure(model):
-        rest = [*model.encoder.parameters(), *model.decoder.parameters()]
+        rest = [model.encoder.weight, model.encoder.bias, *model.decoder.parameters()]
         optimizer = torch.optim.Adam(
-            [{"params": rest}, {"params": model.linear_bottleneck.parameters(), "lr": 0.1}], lr=0.01
+            [{"params": rest}, {"params": model.encoder.linear_bottleneck.parameters(), "lr": 0.1}], lr=0.01
         )
         return [optimizer], [lr_scheduler.OneCycleLR(optimizer, [0.5, 0.5, 0.8], total_steps=9)]
 
@@ -168,7 +171,7 @@ def test_the_curves_are_named(tmp_path):
     fit(adam, DepthScaledLR(), LearningRateMonitor("step"), logger=CSVLogger(tmp_path), log_every_n_steps=1)
     header, first, *_ = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     row = dict(zip(header.split(","), first.split(","), strict=True))
-    assert float(row["lr-Adam/linear_bottleneck"]) == 0.25 * float(row["lr-Adam/base"]) == 2.5e-3
+    assert float(row["lr-Adam/encoder.linear_bottleneck"]) == 0.25 * float(row["lr-Adam/base"]) == 2.5e-3
 
 
 def test_the_assignment_is_said_once(caplog):
@@ -178,7 +181,7 @@ def test_the_assignment_is_said_once(caplog):
     assert len(said) == 1
     assert [line.split() for line in said[0].splitlines()[1:]] == [
         ["base", "4", "tensors", "lr", "x", "1"],
-        ["linear_bottleneck", "4", "tensors", "lr", "x", "0.25"],
+        ["encoder.linear_bottleneck", "4", "tensors", "lr", "x", "0.25"],
     ]
 
 
@@ -261,8 +264,10 @@ def test_lbfgs_is_refused_with_the_reason():
 
 
 def test_a_bottleneck_in_no_optimizer_is_named():
-    with pytest.raises(MisconfigurationException, match="4 of 4 layers of 'linear_bottleneck' are in no optimizer"):
-        fit(lambda model: torch.optim.Adam(model.encoder.parameters()), DepthScaledLR())
+    with pytest.raises(
+        MisconfigurationException, match=r"4 of 4 layers of 'encoder.linear_bottleneck' are in no optimizer"
+    ):
+        fit(lambda model: torch.optim.Adam(model.decoder.parameters()), DepthScaledLR())
 
 
 def test_scaling_twice_is_refused():
@@ -281,7 +286,7 @@ def test_a_module_without_a_bottleneck_is_refused_and_one_of_depth_zero_is_not()
 
 def test_frozen_layers_are_split_too_and_need_no_optimizer():
     model = tiny.tiny()
-    model.linear_bottleneck.requires_grad_(False)
+    model.encoder.linear_bottleneck.requires_grad_(False)
     trainer, _ = fit(adam, DepthScaledLR(), model=model)
     assert [len(group["params"]) for group in trainer.optimizers[0].param_groups] == [4, 4]
     fit(lambda model: torch.optim.Adam([*model.encoder.parameters()]), DepthScaledLR(), model=model)

@@ -134,11 +134,11 @@ def test_weight_averaging(first):
 
 class Unfreeze(BaseFinetuning):
     def freeze_before_training(self, pl_module):
-        self.freeze([pl_module.linear_bottleneck, pl_module.decoder])
+        self.freeze([pl_module.encoder.linear_bottleneck, pl_module.decoder])
 
     def finetune_function(self, pl_module, epoch, optimizer):
         if epoch == 1:
-            self.unfreeze_and_add_param_group([pl_module.linear_bottleneck, pl_module.decoder], optimizer)
+            self.unfreeze_and_add_param_group([pl_module.encoder.linear_bottleneck, pl_module.decoder], optimizer)
 
 
 class OnlyTrainable(LearningRateOnly):
@@ -155,7 +155,7 @@ def test_a_bottleneck_that_is_unfrozen_later(first):
     trainer.fit(model, tiny.loader())
     ratios.check(8)  # the two epochs after it was unfrozen
     names = [(group["name"], len(group["params"])) for group in trainer.optimizers[0].param_groups]
-    assert names == [("pg1", 2), ("pg2", 2), ("pg2/linear_bottleneck", 4)]
+    assert names == [("pg1", 2), ("pg2", 2), ("pg2/encoder.linear_bottleneck", 4)]
 
 
 def test_unfreezing_later_survives_resume(tmp_path):
@@ -214,8 +214,8 @@ def test_manual_optimization_with_several_optimizers():
             self.automatic_optimization = False
 
         def configure_optimizers(self):
-            linear = list(self.linear_bottleneck.parameters())
-            first = torch.optim.Adam([*self.encoder.parameters(), *linear[:2]], lr=1e-2)
+            linear = list(self.encoder.linear_bottleneck.parameters())
+            first = torch.optim.Adam([self.encoder.weight, self.encoder.bias, *linear[:2]], lr=1e-2)
             second = torch.optim.SGD([*self.decoder.parameters(), *linear[2:]], lr=1e-1)
             return [first, second], [
                 lr_scheduler.StepLR(first, 1),
@@ -268,7 +268,7 @@ def test_an_optimizer_that_was_built_earlier_and_serves_two_fits():
     model.scheduler = lr_scheduler.LambdaLR(model.optimizer, [lambda step: 0.9**step])
     fit(model, DepthScaledLR()).check(8)
     fit(model, DepthScaledLR()).check(8)
-    assert [group["name"] for group in model.optimizer.param_groups] == ["base", "linear_bottleneck"]
+    assert [group["name"] for group in model.optimizer.param_groups] == ["base", "encoder.linear_bottleneck"]
 
 
 def test_no_optimizer_at_all():
@@ -287,7 +287,7 @@ def test_the_learning_rate_monitor_shows_the_ratio(first, tmp_path):
     fit(attached(), *callbacks, logger=CSVLogger(tmp_path), log_every_n_steps=1).check(8)
     lines = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     header = lines[0].split(",")
-    base, linear = header.index("lr-Adam/base"), header.index("lr-Adam/linear_bottleneck")
+    base, linear = header.index("lr-Adam/base"), header.index("lr-Adam/encoder.linear_bottleneck")
     rows = [line.split(",") for line in lines[1:]]
     assert len(rows) == 8
     if first:
@@ -316,25 +316,26 @@ def test_several_bottlenecks_each_have_their_own_multiplier():
     trainer.fit(attached(Two(), depth=8), tiny.loader())
     assert ratios.ratios == pytest.approx([1.0] * 24)
     shown = [(group["name"], group.get("depth_multiplier")) for group in trainer.optimizers[0].param_groups]
-    assert shown == [("base", None), ("encoder.1", 1 / 3), ("encoder.2", 1), ("linear_bottleneck", 1 / 8)]
+    assert shown == [("base", None), ("encoder.1", 1 / 3), ("encoder.2", 1), ("encoder.linear_bottleneck", 1 / 8)]
 
 
 def test_a_layer_shared_with_another_module_trains_as_a_linear_layer():
     model = attached(LearningRateOnly())
     model.shared = nn.Linear(tiny.DIM, tiny.DIM, bias=False)
-    model.shared.weight = model.linear_bottleneck.layers[0].weight
+    model.shared.weight = model.encoder.linear_bottleneck.layers[0].weight
     fit(model, DepthScaledLR()).check(8)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own
-@pytest.mark.parametrize("what", ["encoder", "linear_bottleneck"])
+@pytest.mark.parametrize("what", ["encoder", "encoder.linear_bottleneck"])
 @pytest.mark.parametrize("how", ["wrapped", "in place"])
 def test_compiled_submodules(what, how):
     model = attached()
     if how == "in place":
-        getattr(model, what).compile(backend="eager")
+        model.get_submodule(what).compile(backend="eager")
     else:
-        setattr(model, what, torch.compile(getattr(model, what), backend="eager"))
+        parent, _, last = what.rpartition(".")
+        setattr(model.get_submodule(parent), last, torch.compile(model.get_submodule(what), backend="eager"))
     fit(model, DepthScaledLR()).check(8)
 
 
@@ -367,13 +368,13 @@ def test_fsdp2_in_two_processes_keeps_the_ratio_and_agrees_with_one(tmp_path):
 
 def test_flattened_parameters_are_refused_with_the_way_out():
     model = attached()
-    for layer in model.linear_bottleneck.layers:
+    for layer in model.encoder.linear_bottleneck.layers:
         # What FSDP with use_orig_params=False leaves: a view of the flat parameter where the parameter was.
         weight = layer.weight.detach().clone()
         del layer.weight
         layer.weight = weight
     with pytest.raises(
-        MisconfigurationException, match=r"'linear_bottleneck' have no parameters .*use_orig_params=True"
+        MisconfigurationException, match=r"'encoder.linear_bottleneck' have no parameters .*use_orig_params=True"
     ):
         fit(model, DepthScaledLR())
 
@@ -427,7 +428,7 @@ trainer:
     cli.trainer.callbacks.append(ratios)
     cli.trainer.fit(cli.model)
     ratios.check(8)
-    assert [group["name"] for group in cli.trainer.optimizers[0].param_groups] == ["base", "linear_bottleneck"]
+    assert [group["name"] for group in cli.trainer.optimizers[0].param_groups] == ["base", "encoder.linear_bottleneck"]
     assert vars(cli.model)["configure_optimizers"] is own
     cli.trainer.fit_loop.max_epochs = 4
     cli.trainer.fit(cli.model)

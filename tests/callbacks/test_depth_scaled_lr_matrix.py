@@ -29,7 +29,7 @@ class CallsSuper(torch.optim.SGD):
 
 
 def grouped(model):
-    halves = list(model.linear_bottleneck.parameters())
+    halves = list(model.encoder.linear_bottleneck.parameters())
     return [
         {"params": [model.encoder.weight, *halves[:2]], "lr": LR, "weight_decay": 0.1},
         {"params": [model.decoder.weight, halves[2]], "lr": 3 * LR, "name": "mine"},
@@ -135,7 +135,7 @@ class Recorder(Callback):
 
     def on_fit_start(self, trainer, pl_module):
         self.steps = []
-        self.linear = {id(parameter) for parameter in pl_module.linear_bottleneck.parameters()}
+        self.linear = {id(parameter) for parameter in pl_module.encoder.linear_bottleneck.parameters()}
         trainer.optimizers[0].register_step_pre_hook(self.read)
 
     def read(self, optimizer, args, kwargs):

@@ -210,7 +210,7 @@ def test_no_hook_is_left_behind(outcome):
     else:
         with pytest.raises(RuntimeError, match="on purpose"):
             fit(model, callbacks=[Failing()])
-    assert not model.linear_bottleneck._forward_hooks
+    assert not model.encoder.linear_bottleneck._forward_hooks
 
 
 @pytest.mark.parametrize("when", ["before", "after the hooks are set"])
@@ -336,7 +336,8 @@ def test_autocast_latents_are_read_as_they_are():
 
 def test_bad_layers_are_refused():
     with pytest.raises(
-        ValueError, match=r"layer: .* a submodule of TinyAutoencoder, got 'linear_botleneck'; nearest: 'linear_b"
+        ValueError,
+        match=r"layer: .* a submodule of TinyAutoencoder, got 'linear_botleneck'; nearest: 'encoder.linear_b",
     ):
         fit(monitor=EffectiveRankMonitor("linear_botleneck"))
     with pytest.raises(ValueError, match=r"layer='encoder': expected it to return \(B, dim\).* got shape \(10,\)"):

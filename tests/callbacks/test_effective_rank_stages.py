@@ -52,11 +52,13 @@ def test_every_n_epochs(stage):
 def test_composed_matrix():
     class First(Callback):
         def on_train_start(self, trainer, pl_module):
-            torch.testing.assert_close(torch.linalg.svdvals(pl_module.linear_bottleneck.weight), torch.ones(tiny.DIM))
+            torch.testing.assert_close(
+                torch.linalg.svdvals(pl_module.encoder.linear_bottleneck.weight), torch.ones(tiny.DIM)
+            )
 
     monitor = EffectiveRankMonitor(["encoder", "linear_bottleneck"])
     _, model = fit(monitor, First())
-    values = torch.linalg.svdvals(model.linear_bottleneck.weight.double().detach())
+    values = torch.linalg.svdvals(model.encoder.linear_bottleneck.weight.double().detach())
     torch.testing.assert_close(monitor.weight_singular_values, {"linear_bottleneck": values})
     logged = monitor.history[-1]["rank/linear_bottleneck/weight_effective"]
     assert logged == pytest.approx(reference.effective_rank(values.numpy()))
@@ -66,7 +68,7 @@ def test_composed_matrix():
 def test_a_composed_matrix_that_is_not_finite_does_not_end_the_training():
     class Break(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            pl_module.linear_bottleneck.layers[0].weight.data.fill_(torch.nan)
+            pl_module.encoder.linear_bottleneck.layers[0].weight.data.fill_(torch.nan)
 
     monitor = EffectiveRankMonitor()
     fit(monitor, Break(), max_epochs=2)

@@ -185,7 +185,7 @@ def test_random_state_mode_and_weights_are_those_without_it(tmp_path):
         module.decoder = Noisy(module.decoder)
         trainer = tiny.trainer(callbacks=callbacks, max_epochs=3, default_root_dir=tmp_path)
         trainer.fit(module, tiny.loader(), tiny.loader(53, 10, seed=2))
-        assert not module.linear_bottleneck._forward_hooks
+        assert not module.encoder.linear_bottleneck._forward_hooks
         assert all(part.training for part in module.modules())
         trained.append((torch.rand(3), *module.parameters()))
     torch.testing.assert_close(trained[0], trained[1], rtol=0, atol=0)
@@ -202,7 +202,7 @@ def test_no_hook_is_left_after_an_exception(tmp_path):
     module = model()
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(None, Failing(), module=module, default_root_dir=tmp_path)
-    assert not module.linear_bottleneck._forward_hooks
+    assert not module.encoder.linear_bottleneck._forward_hooks
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # compiling looks at it
@@ -334,7 +334,9 @@ def test_a_decoder_that_returns_no_images_is_refused_in_the_sanity_check(image_s
 
 
 def test_bad_arguments_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match=r"layer: .* TinyAutoencoder, got 'linear_botleneck'; nearest: 'linear_bott"):
+    with pytest.raises(
+        ValueError, match=r"layer: .* TinyAutoencoder, got 'linear_botleneck'; nearest: 'encoder.linear_bott"
+    ):
         fit(LatentTraversal("linear_botleneck"))
     with pytest.raises(ValueError, match=r"decoder: .* TinyAutoencoder, got 'decode'; nearest: 'decoder'"):
         fit(LatentTraversal(decoder="decode"))

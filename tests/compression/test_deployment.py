@@ -59,7 +59,7 @@ def test_a_lightning_checkpoint_goes_into_a_fresh_module_and_trains_on(fold, tmp
 
 def test_weights_of_something_else_are_refused():
     net = attached()
-    with pytest.raises(ValueError, match=r"state_dict: expected that of a truncated module, with 'linear_bottleneck"):
+    with pytest.raises(ValueError, match=r"state_dict: expected that of a truncated module, with 'encoder.linear_b"):
         load_truncated(net, net.state_dict())
     truncated = attached()
     truncate_linear_bottleneck(truncated, torch.randn(50, 6), rank=2, fold=True)

@@ -53,7 +53,7 @@ def images() -> Net:
 def attached(make=dense, depth=3) -> Net:
     net = attach_linear_bottleneck(make(), dim=DIM, depth=depth, gain=1.0)
     with torch.no_grad():  # a spectrum that falls, as training leaves it
-        for layer in net.linear_bottleneck.layers:
+        for layer in net.encoder.linear_bottleneck.layers:
             layer.weight.mul_(torch.logspace(0, -0.7, DIM)[:, None])
     return net
 
@@ -81,7 +81,7 @@ def test_latents_change_by_the_discarded_variance(kind, given):
     latents, axis = net.encoder(x), 1 if len(shape) == 4 else -1
     data = latents if given == "latents" else DataLoader(x, 32)
     report = truncate_linear_bottleneck(net, data, rank=3)
-    assert isinstance(net.linear_bottleneck, TruncatedBottleneck)
+    assert isinstance(net.encoder.linear_bottleneck, TruncatedBottleneck)
     assert mean_square(net.encoder(x) - latents, axis) == pytest.approx(report.discarded_variance, rel=1e-4)
 
 
@@ -123,7 +123,7 @@ def test_the_reconstruction_changes_by_no_more_than_the_discarded_variance_predi
 @torch.no_grad()
 def test_low_rank_latents_are_kept_as_they_were_at_their_numerical_rank():
     net = attached()
-    net.linear_bottleneck.layers[1].weight[2:] = 0
+    net.encoder.linear_bottleneck.layers[1].weight[2:] = 0
     x = torch.randn(300, 10)
     before = net(x)
     report = truncate_linear_bottleneck(net, DataLoader(x, 100))
@@ -232,16 +232,16 @@ def test_a_decoder_that_is_one_layer_without_bias_is_folded_too():
 def test_modes_hooks_and_requires_grad_are_left_as_they_were():
     net = attached()
     net.decoder.eval()
-    for parameter in [*net.linear_bottleneck.parameters(), *net.decoder[0].parameters()]:
+    for parameter in [*net.encoder.linear_bottleneck.parameters(), *net.decoder[0].parameters()]:
         parameter.requires_grad_(False)
     truncate_linear_bottleneck(net, DataLoader(torch.randn(50, 10), 10), rank=3, fold=True)
     assert net.training
-    assert net.linear_bottleneck.training
+    assert net.encoder.linear_bottleneck.training
     assert not net.decoder[0].training
     evaluated = attached().eval()
     truncate_linear_bottleneck(evaluated, torch.randn(50, DIM), rank=3)
     assert not any(child.training for child in evaluated.modules())
-    assert not any(p.requires_grad for p in [*net.linear_bottleneck.parameters(), *net.decoder[0].parameters()])
+    assert not any(p.requires_grad for p in [*net.encoder.linear_bottleneck.parameters(), *net.decoder[0].parameters()])
     assert net.encoder.weight.requires_grad
     for name, child in net.named_modules():
         assert len(child._forward_hooks) == (name == "encoder"), name
@@ -278,7 +278,7 @@ def test_copies_and_pickles_are_independent_and_equal(fold):
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(other(x), net(x))
         before = net(x)
-        other.linear_bottleneck.encode.weight.zero_()
+        other.encoder.linear_bottleneck.encode.weight.zero_()
         assert torch.equal(net(x), before)
 
 
@@ -336,17 +336,17 @@ def test_bad_input_is_refused_by_name_and_nothing_is_changed():
     plain = nn.Sequential(nn.Linear(10, DIM), LinearBottleneck(DIM).collapse())
     refused(ValueError, r"found none; .* LinearBottleneck.collapse makes a plain nn.Linear", module=plain)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
-    assert isinstance(net.linear_bottleneck, LinearBottleneck)
+    assert isinstance(net.encoder.linear_bottleneck, LinearBottleneck)
     truncate_linear_bottleneck(net, latents, rank=2)
     refused(ValueError, "module: expected a LinearBottleneck, but that of Net is truncated already")
 
 
 def test_a_batch_that_fails_leaves_the_module_as_it_was():
     net = attached()
-    before = net.linear_bottleneck
+    before = net.encoder.linear_bottleneck
     with pytest.raises(RuntimeError):
         truncate_linear_bottleneck(net, [torch.randn(5, 10), torch.randn(5, 11)], rank=2, fold=True)
-    assert net.linear_bottleneck is before
+    assert net.encoder.linear_bottleneck is before
     assert net.training
     assert not before._forward_hooks
 

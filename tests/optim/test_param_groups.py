@@ -15,8 +15,8 @@ def test_linear_layers_get_the_learning_rate_over_depth():
     model = tiny.tiny(depth=4)
     base, linear = depth_scaled_param_groups(model, 1e-2, weight_decay=0.1)
     assert (base["name"], base["lr"], base["weight_decay"]) == ("base", 1e-2, 0.1)
-    assert (linear["name"], linear["lr"], linear["weight_decay"]) == ("linear_bottleneck", 2.5e-3, 0.1)
-    assert [id(p) for p in linear["params"]] == [id(p) for p in model.linear_bottleneck.parameters()]
+    assert (linear["name"], linear["lr"], linear["weight_decay"]) == ("encoder.linear_bottleneck", 2.5e-3, 0.1)
+    assert [id(p) for p in linear["params"]] == [id(p) for p in model.encoder.linear_bottleneck.parameters()]
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group():
@@ -47,9 +47,9 @@ def test_a_tensor_learning_rate_stays_one():
 def test_depth_zero_and_everything_frozen():
     assert [g["name"] for g in depth_scaled_param_groups(tiny.tiny(depth=0), 1.0)] == ["base"]
     model = tiny.tiny(depth=2)
-    model.linear_bottleneck.requires_grad_(False)
+    model.encoder.linear_bottleneck.requires_grad_(False)
     assert [g["name"] for g in depth_scaled_param_groups(model, 1.0)] == ["base"]
-    assert [g["name"] for g in depth_scaled_param_groups(model.linear_bottleneck.requires_grad_(), 1.0)] == [
+    assert [g["name"] for g in depth_scaled_param_groups(model.encoder.linear_bottleneck.requires_grad_(), 1.0)] == [
         "linear_bottleneck"
     ]
 

@@ -1,0 +1,90 @@
+"""Forward hooks that send what a module returns, or is given, through a child of that module.
+
+They are plain functions that look at their own module, so that whoever copies, pickles or shares it takes the child
+along.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+from torch import nn
+
+from lightning_rank.nn.outputs import Output, replace_tensor, select_tensor, tensor_path
+
+#: Name of the child that the bottleneck becomes.
+CHILD = "linear_bottleneck"
+
+
+def hook_output(module: nn.Module, output: Output | None) -> None:
+    """From now on the tensor at ``output`` of what ``module`` returns passes through its child."""
+    module.register_forward_hook(functools.partial(_pass_output, output=output))
+
+
+def hook_input(module: nn.Module, output: Output | None) -> None:
+    """From now on the argument of ``module`` at ``output``, a position or a name, passes through its child."""
+    names = tuple(inspect.signature(module.forward).parameters)
+    hook = functools.partial(_pass_input, output=output, names=names)
+    module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def hooked_at(module: nn.Module, end: str) -> tuple[int | str, ...] | None:
+    """Where the tensor is that passes through the child, of the ``"output"`` or ``"input"``; ``None`` if none does."""
+    hooks, function = _of(module, end)
+    for hook in hooks.values():
+        if isinstance(hook, functools.partial) and hook.func is function:
+            at = hook.keywords["output"]
+            return () if at is None else (at,) if isinstance(at, int | str) else tuple(at)
+    return None
+
+
+def unhook(module: nn.Module) -> None:
+    """Take the hooks off a module."""
+    for end in ("output", "input"):
+        hooks, function = _of(module, end)
+        for handle in [handle for handle, hook in hooks.items() if getattr(hook, "func", None) is function]:
+            del hooks[handle]
+            module._forward_pre_hooks_with_kwargs.pop(handle, None)
+
+
+def _of(module: nn.Module, end: str) -> tuple[dict[int, Any], Any]:
+    if end == "output":
+        return module._forward_hooks, _pass_output
+    return module._forward_pre_hooks, _pass_input
+
+
+def _pass_output(module: nn.Module, args: Any, result: Any, *, output: Output | None) -> Any:
+    if module._modules.get(CHILD) is None:
+        return result
+    where = f"the output of {type(module).__name__}"
+    return _passed(module, result, tensor_path(result, output, where), where)
+
+
+def _pass_input(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    output: Output | None,
+    names: tuple[str, ...],
+) -> Any:
+    if module._modules.get(CHILD) is None:
+        return None
+    where = f"the arguments of {type(module).__name__}"
+    # By position as far as they are given so, else by name.
+    given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+    if output is not None:
+        first, *rest = [output] if isinstance(output, int | str) else output
+        if isinstance(first, int) and first not in given and 0 <= first < len(names):
+            first = names[first]
+        elif first in names and first not in given:
+            first = names.index(str(first))
+        output = (first, *rest)
+    given = _passed(module, given, tensor_path(given, output, where), where)
+    return tuple(given[index] for index in range(len(args))), {name: given[name] for name in kwargs}
+
+
+def _passed(module: nn.Module, value: Any, path: tuple[int | str, ...], where: str) -> Any:
+    child = module._modules[CHILD]
+    assert child is not None
+    return replace_tensor(value, path, child(select_tensor(value, path, where)))

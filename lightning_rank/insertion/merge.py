@@ -1,0 +1,114 @@
+"""The way back: the linear bottleneck becomes part of a layer beside it, and the module is what it was."""
+
+from collections import Counter
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lightning_rank.insertion.folding import Foldable, composed_behind, composed_in_front, set_parameters
+from lightning_rank.insertion.hooks import CHILD, hooked_at, unhook
+from lightning_rank.insertion.neighbours import first_layer, last_layer, layer_behind, layer_in_front
+from lightning_rank.nn.linear_bottleneck import LinearBottleneck
+from lightning_rank.nn.submodules import plain_name
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def merge_linear_bottleneck(module: ModuleT) -> ModuleT:
+    r"""Fold every linear bottleneck in ``module`` into the layer beside it, in place, with the same outputs.
+
+    .. math:: W (A x + b) = (W A) x + W b \qquad \text{or} \qquad A (W z) + b = (A W) z + b
+
+    with ``W`` the composed bottleneck and ``A, b`` the linear layer or convolution in front of it, or, where there is
+    none, behind it. What was attached is taken out again, child and hook, so that class and keys are those from before
+    and whatever loads a module of that class loads this one. Where the author of the module calls the bottleneck,
+    ``nn.Identity`` takes its place.
+
+    Which layer is beside is read off the forward passes, without data (``torch.fx``): a linear layer or convolution,
+    plain and with one group, that gives its output to the bottleneck alone or alone takes the output of it, and that
+    shares its parameters with no other. Folded into the layer behind, the latents are those in front of the bottleneck
+    from then on. Do it when training is over; an optimizer made before still holds the old layers.
+
+    Args:
+        module: A module with one or more :class:`~lightning_rank.LinearBottleneck`, collapsed or not.
+
+    Returns:
+        ``module`` itself.
+
+    Raises:
+        ValueError: There is no bottleneck in ``module``; it is one itself; or no such layer is beside one: then nothing
+            was changed.
+
+    Example:
+        >>> import torch
+        >>> from lightning_rank import attach_linear_bottleneck
+        >>> encoder = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+        >>> model = attach_linear_bottleneck(nn.Sequential(encoder, nn.Linear(4, 8)), after="0", dim=4)
+        >>> expected = model(torch.ones(8))
+        >>> torch.allclose(merge_linear_bottleneck(model)(torch.ones(8)), expected, atol=1e-5)
+        True
+        >>> list(model.state_dict())
+        ['0.0.weight', '0.0.bias', '0.2.weight', '0.2.bias', '1.weight', '1.bias']
+    """
+    found = {name: child for name, child in module.named_modules() if isinstance(child, LinearBottleneck)}
+    if not found or "" in found:
+        got = "the LinearBottleneck itself" if found else "none"
+        raise ValueError(f"module: expected a LinearBottleneck somewhere in {type(module).__name__}, got {got}")
+    for name, bottleneck in found.items():
+        if bottleneck.depth > 0 and _layer_beside(module, bottleneck) is None:
+            raise ValueError(
+                f"module: expected a plain linear layer or convolution right in front of or behind {plain_name(name)!r}"
+                ", found none that gives it its input alone, or alone takes its output; collapse_linear_bottleneck "
+                "leaves a bottleneck of one layer, load it with attach_linear_bottleneck(..., depth=1)"
+            )
+    for bottleneck in found.values():
+        if bottleneck.depth > 0:
+            beside = _layer_beside(module, bottleneck)
+            assert beside is not None
+            layer, compose = beside
+            set_parameters(layer, *compose(layer, bottleneck.weight))
+        _take_out(module, bottleneck)
+    return module
+
+
+def _layer_beside(root: nn.Module, bottleneck: LinearBottleneck) -> tuple[Foldable, Any] | None:
+    host = next(parent for parent in root.modules() if bottleneck in parent.children())
+    behind, before = hooked_at(host, "output"), hooked_at(host, "input")
+    if behind is not None:
+        front = last_layer(host, behind)
+    else:
+        front = layer_in_front(root, host if before is not None else bottleneck)
+    if front is not None and _is_free(root, front) and bottleneck.dim == _width(front, 0):
+        return front, composed_in_front
+    if before is not None:
+        back = first_layer(host, *before[:1]) if len(before) < 2 else None
+    else:
+        back = layer_behind(root, host if behind is not None else bottleneck)
+    if back is not None and _is_free(root, back) and bottleneck.dim == _width(back, 1):
+        return back, composed_behind
+    return None
+
+
+def _width(layer: Foldable, axis: int) -> int:
+    return layer.weight.shape[1 - axis if getattr(layer, "transposed", False) else axis]
+
+
+def _is_free(root: nn.Module, layer: Foldable) -> bool:
+    """Whether nothing else has the layer or one of its parameters."""
+    held = Counter(id(p) for parent in root.modules() for p in parent._parameters.values() if p is not None)
+    holders = sum(child is layer for parent in root.modules() for child in parent._modules.values())
+    return holders <= 1 and all(
+        held[id(parameter)] == 1 for parameter in layer._parameters.values() if parameter is not None
+    )
+
+
+def _take_out(root: nn.Module, bottleneck: LinearBottleneck) -> None:
+    for parent in list(root.modules()):
+        for name in [name for name, child in parent._modules.items() if child is bottleneck]:
+            attached = hooked_at(parent, "output") is not None or hooked_at(parent, "input") is not None
+            step = isinstance(parent, nn.Sequential) and name == CHILD
+            if attached or step:
+                delattr(parent, name)
+                unhook(parent)
+            else:
+                setattr(parent, name, nn.Identity())

@@ -1,0 +1,104 @@
+"""Which axis the layers beside a tensor take for its features."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, padding, pooling, rnn, upsampling
+
+from lightning_rank.functional.feature_axis import LayerFeatures
+from lightning_rank.nn.linear_bottleneck import LinearBottleneck
+
+End = Literal["input", "output"]
+
+_NORMS = batchnorm._NormBase | instancenorm._InstanceNorm
+_KNOWN = LinearBottleneck | conv._ConvNd | _NORMS | nn.GroupNorm | nn.Linear | nn.LayerNorm | nn.Embedding | rnn.RNNBase
+# They leave the number and the place of the features as they are.
+_SAME_FEATURES = {module.__name__ for module in (activation, dropout)}
+_SAME_CHANNELS = {module.__name__ for module in (pooling, upsampling, padding)}
+
+
+def layer_features(module: nn.Module, end: End = "output") -> LayerFeatures | None:
+    """What the last layer in ``module`` says of the output, or the first one of the input.
+
+    Last and first in the order in which they were added, activations, dropout and pooling passed over.
+
+    Args:
+        module: A layer or a module that holds some.
+        end: ``"output"`` or ``"input"``.
+
+    Returns:
+        ``None`` if there is no layer that says anything.
+
+    Example:
+        >>> layer_features(nn.Sequential(nn.Conv1d(1, 8, 3), nn.ReLU()))
+        LayerFeatures(axis=1, dim=8, ndim=3)
+        >>> layer_features(nn.Linear(4, 2), "input")
+        LayerFeatures(axis=-1, dim=4, ndim=None)
+    """
+    pooled = None
+    for leaf in _leaves(module, end):
+        if isinstance(leaf, _KNOWN):
+            return _features(leaf, end)
+        if type(leaf).__module__ in _SAME_CHANNELS:
+            pooled = LayerFeatures(axis=1)
+        elif not _passes(leaf):
+            return None
+    return pooled
+
+
+def features_beside(root: nn.Module, layer: nn.Module, end: End = "output") -> LayerFeatures | None:
+    """The same of a layer inside ``root``; where the layer itself does not say, the steps in front of it do.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU())
+        >>> features_beside(net, net[1])
+        LayerFeatures(axis=1, dim=8, ndim=4)
+    """
+    found = layer_features(layer, end)
+    if found is not None or not (end == "input" or _passes(layer)):
+        return found
+    for parent in root.modules():
+        if isinstance(parent, nn.Sequential):
+            steps = list(parent)
+            position = next((index for index, step in enumerate(steps) if step is layer), 0)
+            found = found or layer_features(nn.Sequential(*steps[:position]))
+    return found
+
+
+def _passes(leaf: nn.Module) -> bool:
+    return type(leaf).__module__ in _SAME_FEATURES or type(leaf) is nn.Identity
+
+
+def _leaves(module: nn.Module, end: End) -> Iterator[nn.Module]:
+    children = list(module.children())
+    if isinstance(module, _KNOWN) or not children:
+        # A module without steps is no layer either.
+        if not isinstance(module, nn.Sequential):
+            yield module
+        return
+    for child in reversed(children) if end == "output" else children:
+        yield from _leaves(child, end)
+
+
+def _features(layer: nn.Module, end: End) -> LayerFeatures:
+    into = end == "input"
+    if isinstance(layer, LinearBottleneck):
+        if layer.feature_axis is None and layer.beside is not None:
+            return layer.beside
+        return LayerFeatures(-1 if layer.feature_axis is None else layer.feature_axis, layer.dim)
+    if isinstance(layer, conv._ConvNd):
+        return LayerFeatures(1, layer.in_channels if into else layer.out_channels, len(layer.kernel_size) + 2)
+    if isinstance(layer, _NORMS):
+        return LayerFeatures(1, layer.num_features)
+    if isinstance(layer, nn.GroupNorm):
+        return LayerFeatures(1, layer.num_channels)
+    if isinstance(layer, nn.Linear):
+        return LayerFeatures(-1, layer.in_features if into else layer.out_features)
+    if isinstance(layer, nn.LayerNorm):
+        return LayerFeatures(-1, layer.normalized_shape[-1])
+    if isinstance(layer, nn.Embedding):
+        return LayerFeatures(-1, layer.embedding_dim)
+    assert isinstance(layer, rnn.RNNBase)
+    wide = (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
+    return LayerFeatures(-1, layer.input_size if into else wide)

@@ -1,0 +1,476 @@
+"""A bottleneck put into an autoencoder that has none, without losing anything it had."""
+
+import copy
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_rank import LinearBottleneck, attach_linear_bottleneck, collapse_linear_bottleneck
+
+
+class Net(nn.Module):
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+class Encoder(nn.Module):
+    """Neither a layer nor a Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(10, 8), nn.Linear(8, 6)
+
+    def forward(self, x):
+        return self.out(self.hidden(x).tanh())
+
+
+def dense() -> Net:
+    return Net(nn.Sequential(nn.Linear(10, 8), nn.Linear(8, 6)), nn.Linear(6, 10))
+
+
+def applied(weight: torch.Tensor, latents: torch.Tensor, axis: int) -> torch.Tensor:
+    return (latents.movedim(axis, -1) @ weight.T).movedim(-1, axis)
+
+
+# How the model is made, the size of its input, the axis of its features, and where the bottleneck goes.
+HOSTS = {
+    "a Sequential": (dense, (7, 10), -1, "encoder.linear_bottleneck"),
+    "tokens": (dense, (2, 7, 10), -1, "encoder.linear_bottleneck"),
+    "a layer": (lambda: Net(nn.Linear(10, 6), nn.Linear(6, 10)), (7, 10), -1, "encoder.linear_bottleneck"),
+    "a module": (lambda: Net(Encoder(), nn.Linear(6, 10)), (7, 10), -1, "encoder.linear_bottleneck"),
+    "Sequentials in a Sequential": (
+        lambda: Net(
+            nn.Sequential(nn.Sequential(nn.Linear(10, 8)), nn.Sequential(nn.ReLU(), nn.Linear(8, 6))), nn.Linear(6, 10)
+        ),
+        (7, 10),
+        -1,
+        "encoder.linear_bottleneck",
+    ),
+    "Conv1d": (lambda: Net(nn.Conv1d(3, 6, 1), nn.Conv1d(6, 3, 1)), (2, 3, 6), 1, "encoder.linear_bottleneck"),
+    "Conv2d": (
+        lambda: Net(nn.Conv2d(3, 6, 2, 2), nn.ConvTranspose2d(6, 3, 2, 2)),
+        (2, 3, 8, 12),
+        1,
+        "encoder.linear_bottleneck",
+    ),
+    "Conv3d": (
+        lambda: Net(
+            nn.Sequential(nn.Conv3d(3, 6, 1), nn.BatchNorm3d(6), nn.ReLU(), nn.Dropout(), nn.MaxPool3d(2)),
+            nn.ConvTranspose3d(6, 3, 2, 2),
+        ),
+        (2, 3, 4, 4, 12),
+        1,
+        "encoder.linear_bottleneck",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_the_output_passes_through_the_bottleneck_once(kind):
+    make, size, axis, name = HOSTS[kind]
+    net = make().eval()
+    x = torch.randn(size)
+    latents, keys = net.encoder(x), list(net.state_dict())
+    assert attach_linear_bottleneck(net, dim=6, depth=3, gain=0.5) is net
+    bottleneck = net.get_submodule(name)
+    assert isinstance(bottleneck, LinearBottleneck)
+    assert set(net.state_dict()) == {*keys, *(f"{name}.layers.{k}.weight" for k in range(3))}
+    expected = applied(bottleneck.weight, latents, axis)
+    torch.testing.assert_close(net.encoder(x), expected)
+    torch.testing.assert_close(net(x), net.decoder(expected))
+
+
+# The same in front of a module, where "decoder" may be reached through more than one call.
+TAKERS = {
+    "a Sequential": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 10)), -1, "decoder.0.linear_bottleneck"),
+    "Sequentials in a Sequential": (
+        lambda: nn.Sequential(nn.Sequential(nn.Linear(6, 8)), nn.Linear(8, 10)),
+        -1,
+        "decoder.0.0.linear_bottleneck",
+    ),
+    "a layer": (lambda: nn.Linear(6, 10), -1, "decoder.linear_bottleneck"),
+}
+
+
+@pytest.mark.parametrize("kind", TAKERS)
+def test_the_input_passes_through_the_bottleneck_once(kind):
+    make, axis, name = TAKERS[kind]
+    net = Net(nn.Linear(10, 6), make())
+    x = torch.randn(7, 10)
+    latents, keys = net.encoder(x), list(net.state_dict())
+    plain = copy.deepcopy(net.decoder)
+    attach_linear_bottleneck(net, before="decoder", dim=6, depth=3, gain=0.5)
+    assert set(net.state_dict()) == {*keys, *(f"{name}.layers.{k}.weight" for k in range(3))}
+    torch.testing.assert_close(net(x), plain(applied(net.get_submodule(name).weight, latents, axis)))
+
+
+def test_before_a_convolution_the_channels_are_the_features():
+    net = Net(nn.Identity(), nn.Conv2d(6, 3, 3))
+    x = torch.randn(2, 6, 5, 6)
+    plain = copy.deepcopy(net.decoder)
+    attach_linear_bottleneck(net, before="decoder", dim=6, depth=2, gain=0.5)
+    torch.testing.assert_close(net(x), plain(applied(net.decoder.linear_bottleneck.weight, x, 1)))
+
+
+class VAE(nn.Module):
+    """Latents that no module returns: a sample, drawn in a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(10, 12), nn.Sequential(nn.Linear(6, 10), nn.Sigmoid())
+
+    def encode(self, x):
+        mean, log_variance = self.encoder(x).chunk(2, -1)
+        return torch.distributions.Normal(mean, (log_variance / 2).exp())
+
+    def forward(self, x):
+        return self.decoder(self.encode(x).rsample())
+
+
+def test_before_reaches_a_sample():
+    vae = attach_linear_bottleneck(VAE(), before="decoder", dim=6, depth=2, gain=0.5)
+    x = torch.randn(3, 10)
+    torch.manual_seed(1)
+    output = vae(x)
+    torch.manual_seed(1)
+    z = vae.encode(x).rsample()
+    layer = vae.decoder[0]
+    expected = (z @ layer.linear_bottleneck.weight.T @ layer.weight.T + layer.bias).sigmoid()
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert all(p.grad is not None for p in vae.parameters())
+
+
+class Pair(NamedTuple):
+    latents: torch.Tensor
+    count: int
+
+
+@dataclass
+class Record:
+    latents: torch.Tensor
+    mask: torch.Tensor
+
+
+class ModelOutput(OrderedDict):
+    """As in transformers: entries are attributes and have positions, too."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Returning(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.layer, self.form = nn.Linear(10, 6), form
+
+    def forward(self, x):
+        return self.form(self.layer(x))
+
+
+MASK = torch.ones(7, 6)
+FORMS = {
+    "tuple, by index": (lambda z: (MASK, z), 1, lambda out: out[1]),
+    "tuple, counted from the end": (lambda z: (MASK, z), -1, lambda out: out[1]),
+    "list": (lambda z: [z, MASK], 0, lambda out: out[0]),
+    "named tuple, by name": (lambda z: Pair(z, 3), "latents", lambda out: out.latents),
+    "named tuple, the only tensor": (lambda z: Pair(z, 3), None, lambda out: out.latents),
+    "dict": (lambda z: {"mask": MASK, "latents": z}, "latents", lambda out: out["latents"]),
+    "dict, beside integers": (lambda z: {"index": torch.arange(7), "z": z}, None, lambda out: out["z"]),
+    "dataclass": (lambda z: Record(z, MASK), "latents", lambda out: out.latents),
+    "model output, by key": (lambda z: ModelOutput(z=z, mask=MASK), "z", lambda out: out["z"]),
+    "model output, by position": (lambda z: ModelOutput(mask=MASK, z=z), 1, lambda out: out["z"]),
+    "nested": (lambda z: {"states": (MASK, z)}, ("states", 1), lambda out: out["states"][1]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_of_several_outputs_the_one_that_is_meant_passes_and_the_rest_is_as_it_came(form):
+    make, output, get = FORMS[form]
+    net = Net(Returning(make), nn.Linear(6, 10))
+    x = torch.randn(7, 10)
+    before = net.encoder(x)
+    attach_linear_bottleneck(net, dim=6, depth=2, gain=0.5, output=output)
+    after = net.encoder(x)
+    assert type(after) is type(before)
+    torch.testing.assert_close(get(after), get(before) @ net.encoder.linear_bottleneck.weight.T)
+    rest = after.values() if isinstance(after, dict) else vars(after).values() if form == "dataclass" else after
+    assert any(entry is MASK for entry in rest) or form.startswith(("named", "dict, beside", "nested"))
+
+
+class Conditional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 10)
+
+    def forward(self, label, latents, *, scale):
+        return self.layer(latents) * scale + label
+
+
+@pytest.mark.parametrize("output", [1, "latents"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_of_several_arguments_the_one_that_is_meant_passes(output, by_name):
+    net = Net(nn.Identity(), Conditional())
+    label, z, scale = torch.randn(3, 1), torch.randn(3, 6), torch.tensor([2.0])
+    plain = copy.deepcopy(net.decoder)
+    attach_linear_bottleneck(net, before="decoder", dim=6, depth=2, gain=0.5, output=output)
+    expected = plain(label, z @ net.decoder.linear_bottleneck.weight.T, scale=scale)
+    got = net.decoder(label, latents=z, scale=scale) if by_name else net.decoder(label, z, scale=scale)
+    torch.testing.assert_close(got, expected)
+
+
+def test_several_tensors_are_refused_until_it_is_said_which():
+    net = Net(nn.LSTM(10, 6, batch_first=True), nn.Linear(6, 10))
+    attach_linear_bottleneck(net, dim=6, depth=2)
+    with pytest.raises(ValueError, match=r"output of LSTM: .* at 0, \(1, 0\), \(1, 1\), .*; pass output=0, for"):
+        net.encoder(torch.randn(2, 3, 10))
+    net = attach_linear_bottleneck(Net(nn.LSTM(10, 6, batch_first=True), nn.Linear(6, 10)), dim=6, output=0)
+    assert net.encoder(torch.randn(2, 3, 10))[0].shape == (2, 3, 6)
+    with pytest.raises(ValueError, match=r"expected output='mean' to lead to a tensor, but a tuple has tensors at 0"):
+        attach_linear_bottleneck(Net(nn.LSTM(10, 6), nn.Linear(6, 10)), dim=6, output="mean").encoder(torch.ones(2, 10))
+    net = attach_linear_bottleneck(Net(Returning(lambda z: "latents"), nn.Linear(6, 10)), dim=6)
+    with pytest.raises(TypeError, match="output of Returning: expected a tensor, or something with a tensor in it"):
+        net.encoder(torch.ones(2, 10))
+
+
+def test_an_axis_that_nothing_decides_is_refused_with_both_named():
+    net = Net(nn.Flatten(2), nn.Linear(6, 10))
+    attach_linear_bottleneck(net, dim=6, depth=2)
+    with pytest.raises(ValueError, match=r"axis 1 or axis 2: both are 6 wide, .* pass feature_axis=1 or"):
+        net.encoder(torch.randn(2, 6, 2, 3))
+    assert net.encoder(torch.randn(2, 6, 2, 4)).shape == (2, 6, 8)
+    net = attach_linear_bottleneck(Net(nn.Flatten(2), nn.Linear(6, 10)), dim=6, depth=2, feature_axis=1, gain=1.0)
+    x = torch.randn(2, 6, 2, 3)
+    torch.testing.assert_close(net.encoder(x), applied(net.encoder.linear_bottleneck.weight, x.flatten(2), 1))
+
+
+def test_a_convolution_whose_output_is_turned_round_is_no_guide():
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 2, 2)
+
+        def forward(self, x):
+            return self.conv(x).flatten(2).transpose(1, 2)
+
+    net = attach_linear_bottleneck(Net(Patches(), nn.Linear(4, 3)), dim=4, depth=2, gain=0.5)
+    x = torch.randn(2, 3, 6, 4)
+    tokens = net.encoder.conv(x).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(net.encoder(x), applied(net.encoder.linear_bottleneck.weight, tokens, -1))
+    with pytest.raises(ValueError, match="axis 1 or axis 2: both are 4 wide"):
+        net.encoder(torch.randn(2, 3, 4, 4))
+
+
+def test_it_attaches_to_a_childs_child():
+    net = Net(nn.Sequential(nn.Linear(10, 8), nn.Linear(8, 6)), nn.Linear(6, 10))
+    attach_linear_bottleneck(net, "encoder.0", dim=8, depth=2)
+    x = torch.randn(3, 10)
+    net(x).sum().backward()
+    assert all(layer.weight.grad is not None for layer in net.encoder[0].linear_bottleneck.layers)
+
+
+def test_two_bottlenecks_in_one_module():
+    net = dense()
+    attach_linear_bottleneck(net, "encoder.0", dim=8, depth=2, gain=0.5)
+    attach_linear_bottleneck(net, "encoder", dim=6, depth=3, gain=0.5)
+    x = torch.randn(3, 10)
+    first = nn.functional.linear(x, net.encoder[0].weight, net.encoder[0].bias)
+    second = net.encoder[1](first @ net.encoder[0].linear_bottleneck.weight.T)
+    torch.testing.assert_close(net(x), net.decoder(second @ net.encoder.linear_bottleneck.weight.T))
+
+
+def test_a_shared_encoder_called_twice_passes_through_the_one_bottleneck_each_time():
+    class Siamese(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Linear(10, 6)
+
+        def forward(self, x, y):
+            return self.encoder(x) - self.encoder(y)
+
+    net = attach_linear_bottleneck(Siamese(), dim=6, depth=2, gain=0.5)
+    x, y = torch.randn(2, 3, 10)
+    expected = (x - y) @ net.encoder.weight.T @ net.encoder.linear_bottleneck.weight.T
+    torch.testing.assert_close(net(x, y), expected)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_passes_through_its_own_bottleneck(duplicate):
+    net = attach_linear_bottleneck(dense(), dim=6, depth=2, gain=1.0)
+    twin = duplicate(net)
+    x = torch.randn(3, 10)
+    torch.testing.assert_close(twin(x), net(x))
+    with torch.no_grad():
+        twin.encoder.linear_bottleneck.layers[0].weight.zero_()
+    torch.testing.assert_close(twin(x), twin.decoder.bias.expand(3, 10))
+    assert not torch.allclose(net(x), twin(x))
+
+
+@pytest.mark.parametrize("order", ["attach, then compile", "compile, then attach", "compile in place, then attach"])
+def test_compiled_children(order):
+    net = dense()
+    if order == "compile, then attach":
+        net.encoder = torch.compile(net.encoder, backend="eager")
+    if order == "compile in place, then attach":
+        net.encoder.compile(backend="eager")
+    attach_linear_bottleneck(net, dim=6, depth=2, gain=1.0)
+    if order == "attach, then compile":
+        net.encoder = torch.compile(net.encoder, backend="eager")
+    x = torch.randn(3, 10)
+    encoder = getattr(net.encoder, "_orig_mod", net.encoder)
+    expected = encoder[1](encoder[0](x)) @ net.encoder.linear_bottleneck.weight.T
+    torch.testing.assert_close(net.encoder(x), expected)
+
+
+@pytest.mark.parametrize("what", ["the child", "the whole"])
+def test_code_compiled_for_an_equal_module_without_the_bottleneck_is_not_used(what):
+    def compiled(net):
+        if what == "the whole":
+            return torch.compile(net, backend="eager")
+        net.encoder = torch.compile(net.encoder, backend="eager")
+        return net
+
+    x = torch.randn(3, 10)
+    compiled(dense())(x)
+    net = attach_linear_bottleneck(dense(), dim=6, depth=2)
+    expected = net(x)
+    torch.testing.assert_close(compiled(net)(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_the_bottleneck_may_be_compiled_or_replaced_and_is_what_its_name_says(backend):
+    net = attach_linear_bottleneck(dense(), dim=6, depth=2)
+    x = torch.randn(3, 10)
+    if backend:
+        calls = []
+        expected = net(x)
+        net.encoder.linear_bottleneck = torch.compile(net.encoder.linear_bottleneck, backend=backend)
+        net.encoder.linear_bottleneck.register_forward_hook(lambda *_: calls.append(1))
+        torch.testing.assert_close(net(x), expected)
+        assert calls == [1]
+    else:
+        net.encoder.linear_bottleneck = nn.Identity()
+        torch.testing.assert_close(net.encoder(x), net.encoder[1](net.encoder[0](x)))
+        del net.encoder.linear_bottleneck
+        torch.testing.assert_close(net.encoder(x), net.encoder[1](net.encoder[0](x)))
+
+
+@pytest.mark.parametrize("make", [dense, lambda: Net(Encoder(), nn.Linear(6, 10))], ids=["Sequential", "module"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_the_encoder_alone_takes_its_bottleneck_along(make, duplicate):
+    net = attach_linear_bottleneck(make(), dim=6, depth=2, gain=1.0)
+    net.decoder.heavy = lambda: "cannot be pickled, and is not looked at"
+    teacher = duplicate(net.encoder).requires_grad_(False)
+    x = torch.randn(3, 10)
+    optimizer = torch.optim.SGD(net.encoder.parameters(), lr=0.1)
+    net.encoder(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.allclose(teacher(x), net.encoder(x))
+    assert not teacher(x).requires_grad
+    for mine, theirs in zip(teacher.parameters(), net.encoder.parameters(), strict=True):  # decay 0
+        mine.copy_(theirs)
+    torch.testing.assert_close(teacher(x), net.encoder(x))
+    assert duplicate(teacher).double()(x.double()).dtype == torch.float64
+    # A classifier on the encoder, saved and loaded by somebody who attached again.
+    classifier = nn.Sequential(net.encoder, nn.Linear(6, 2))
+    fresh = nn.Sequential(attach_linear_bottleneck(make(), dim=6, depth=2).encoder, nn.Linear(6, 2))
+    fresh.load_state_dict(classifier.state_dict())
+    torch.testing.assert_close(fresh(x), classifier(x))
+
+
+def test_optimizers_of_the_children_hold_the_bottleneck():
+    net = attach_linear_bottleneck(dense(), dim=6, depth=2, gain=0.5)
+    generator = torch.optim.SGD([*net.encoder.parameters(), *net.decoder.parameters()], lr=0.1)
+    before = net.encoder.linear_bottleneck.weight.clone()
+    net(torch.randn(3, 10)).square().sum().backward()
+    generator.step()
+    assert not torch.equal(net.encoder.linear_bottleneck.weight, before)
+
+
+def test_on_the_meta_device_then_materialized_layer_by_layer():
+    with torch.device("meta"):
+        net = attach_linear_bottleneck(dense(), dim=6, depth=4, gain=0.5)
+    assert net(torch.empty(3, 10, device="meta")).shape == (3, 10)
+    for module in net.to_empty(device="cpu").modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    torch.testing.assert_close(torch.linalg.svdvals(net.encoder.linear_bottleneck.weight), torch.full((6,), 0.5))
+
+
+def test_a_child_with_two_names_is_found_by_either():
+    class Aliased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = dense()
+            self.encoder = self.net.encoder
+
+    assert attach_linear_bottleneck(Aliased(), "encoder", dim=6).net.encoder.linear_bottleneck.dim == 6
+
+
+def test_it_is_made_where_and_as_the_child_is():
+    net = attach_linear_bottleneck(dense().double().eval(), dim=6, depth=2)
+    assert net.encoder.linear_bottleneck.weight.dtype == torch.float64
+    assert not net.encoder.linear_bottleneck.training
+    assert net(torch.randn(3, 10, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_collapse_keeps_outputs_and_makes_one_layer():
+    for make, size, _, name in HOSTS.values():
+        net = attach_linear_bottleneck(make().eval(), dim=6, depth=5, gain=0.8)
+        x = torch.randn(size)
+        before = net(x)
+        assert collapse_linear_bottleneck(net) is net
+        torch.testing.assert_close(net(x), before)
+        assert [tuple(p.shape) for p in net.get_submodule(name).parameters()] == [(6, 6)]
+        assert net.get_submodule(name).depth == 1
+
+
+def test_collapse_keeps_frozen_layers_frozen_and_the_identity():
+    net = attach_linear_bottleneck(dense(), dim=6, depth=3)
+    net.encoder.linear_bottleneck.requires_grad_(False)
+    assert not collapse_linear_bottleneck(net).encoder.linear_bottleneck.layers[0].weight.requires_grad
+    assert (
+        collapse_linear_bottleneck(attach_linear_bottleneck(dense(), dim=6, depth=0)).encoder.linear_bottleneck.depth
+        == 0
+    )
+    with pytest.raises(ValueError, match="module: expected a LinearBottleneck somewhere in Net, found none"):
+        collapse_linear_bottleneck(dense())
+
+
+def test_bad_arguments_are_refused():
+    net = dense()
+    with pytest.raises(
+        ValueError, match="after: expected the name of a submodule of Net, got 'encodr'; nearest: 'encoder'"
+    ):
+        attach_linear_bottleneck(net, "encodr", dim=6)
+    with pytest.raises(ValueError, match="depth: expected 0 or more, got -1"):
+        attach_linear_bottleneck(net, dim=6, depth=-1)
+    with pytest.raises(ValueError, match="before: expected either after= or before=, got after='encoder' and"):
+        attach_linear_bottleneck(net, "encoder", "decoder", dim=6)
+    with pytest.raises(TypeError, match=r"output: expected an index, a key, an attribute or a path .* got 1.5"):
+        attach_linear_bottleneck(net, dim=6, output=1.5)
+    with pytest.raises(TypeError, match=r"module: expected an nn.Module, got dict"):
+        attach_linear_bottleneck({}, dim=6)
+    assert list(net.state_dict()) == list(dense().state_dict())
+    net.blocks = nn.ModuleList([nn.Linear(3, 3)])
+    with pytest.raises(ValueError, match="after: expected a submodule that is called, got 'blocks', a ModuleList"):
+        attach_linear_bottleneck(net, "blocks", dim=3)
+    net.nothing = nn.Sequential()
+    with pytest.raises(ValueError, match="before: expected a submodule that is called, got 'nothing', a Sequential"):
+        attach_linear_bottleneck(net, before="nothing", dim=3)
+    attach_linear_bottleneck(net, dim=5)
+    with pytest.raises(ValueError, match=r"input: expected 5 features on axis 1, got shape \(3, 6\)"):
+        net(torch.randn(3, 10))
+    with pytest.raises(ValueError, match="expected no attribute 'linear_bottleneck' yet, but Sequential has one"):
+        attach_linear_bottleneck(net, dim=6)
