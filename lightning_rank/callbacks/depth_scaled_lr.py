@@ -9,6 +9,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
+from lightning_rank.insertion.participation import expect_gradients
+from lightning_rank.nn.linear_bottleneck import LinearBottleneck
+from lightning_rank.nn.submodules import plain_name
 from lightning_rank.optim.param_groups import (
     MULTIPLIER_KEY,
     LinearGroup,
@@ -108,6 +111,9 @@ class DepthScaledLR(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over what was built or saved before, and say so if it was trained with other multipliers."""
+        for name, child in pl_module.named_modules():
+            if isinstance(child, LinearBottleneck):
+                expect_gradients(child, plain_name(name))
         if self._splitter is None:
             return
         for config in trainer.lr_scheduler_configs:

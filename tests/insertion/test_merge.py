@@ -1,0 +1,247 @@
+"""The way back: the bottleneck folded into a layer beside it, class and keys as they were."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from lightning_rank import (
+    LinearBottleneck,
+    LinearBottleneckMixin,
+    attach_linear_bottleneck,
+    collapse_linear_bottleneck,
+    merge_linear_bottleneck,
+)
+
+
+class Net(nn.Module):
+    def __init__(self, encoder, decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, last=nn.Identity):
+        super().__init__()
+        # Not in the order in which they are called.
+        self.out, self.hidden = (
+            nn.Sequential(nn.Linear(8, 6), last()) if last is nn.ReLU else nn.Linear(8, 6),
+            nn.Linear(10, 8),
+        )
+        self.latents = None
+
+    def forward(self, x):
+        self.latents = self.out(self.hidden(x).tanh())
+        return self.latents
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last, self.first = nn.Linear(8, 10), nn.Linear(6, 8)
+
+    def forward(self, z):
+        return self.last(torch.relu(self.first(z)))
+
+
+class Heads(nn.Module):
+    """A mean and a log variance."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.log_variance = nn.Linear(10, 6), nn.Linear(10, 6)
+
+    def forward(self, x):
+        return self.mean(x), self.log_variance(x)
+
+
+class VAE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = Heads(), nn.Sequential(nn.Linear(6, 10), nn.Sigmoid())
+
+    def forward(self, x):
+        mean, log_variance = self.encoder(x)
+        return self.decoder(mean + (log_variance / 2).exp() * torch.ones_like(mean))
+
+
+def relu():
+    return nn.Sequential(nn.Linear(10, 6), nn.ReLU())
+
+
+IN_FRONT = {
+    "a layer": (lambda: Net(nn.Linear(10, 6), nn.Linear(6, 10)), {}, (7, 10)),
+    "the last step": (lambda: Net(nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 6)), Decoder()), {}, (7, 10)),
+    "the last of Sequentials": (
+        lambda: Net(nn.Sequential(nn.Linear(10, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 6))), Decoder()),
+        {},
+        (7, 10),
+    ),
+    "inside a module": (lambda: Net(Encoder(), Decoder()), {}, (7, 10)),
+    "without a bias": (lambda: Net(nn.Linear(10, 6, bias=False), Decoder()), {}, (7, 10)),
+    "Conv1d": (lambda: Net(nn.Conv1d(3, 6, 3, padding=1), nn.Conv1d(6, 3, 1)), {}, (2, 3, 7)),
+    "Conv2d": (lambda: Net(nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1)), nn.ConvTranspose2d(6, 3, 2, 2)), {}, (2, 3, 8, 8)),
+    "ConvTranspose3d": (lambda: Net(nn.ConvTranspose3d(3, 6, 2, 2), nn.Conv3d(6, 3, 1)), {}, (2, 3, 2, 2, 3)),
+    "one of several outputs": (VAE, {"output": 0}, (7, 10)),
+    "before a module, behind a layer": (lambda: Net(nn.Linear(10, 6), nn.Sigmoid()), {"before": "decoder"}, (7, 10)),
+}
+BEHIND = {
+    "a layer": (lambda: Net(relu(), nn.Linear(6, 10)), {}, (7, 10)),
+    "the first of Sequentials": (
+        lambda: Net(relu(), nn.Sequential(nn.Sequential(nn.Linear(6, 8)), nn.ReLU())),
+        {},
+        (7, 10),
+    ),
+    "inside a module": (lambda: Net(relu(), Decoder()), {}, (7, 10)),
+    "of a custom encoder": (lambda: Net(Encoder(nn.ReLU), Decoder()), {}, (7, 10)),
+    "before a Sequential": (VAE, {"before": "decoder"}, (7, 10)),
+    "before a module": (
+        lambda: Net(relu(), Decoder()),
+        {"before": "decoder"},
+        (7, 10),
+    ),
+    "Conv2d": (
+        lambda: Net(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), nn.Conv2d(6, 3, 3, padding=1)),
+        {},
+        (2, 3, 8, 8),
+    ),
+    "ConvTranspose2d": (
+        lambda: Net(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), nn.ConvTranspose2d(6, 3, 4, 2, 1)),
+        {},
+        (2, 3, 8, 8),
+    ),
+}
+
+
+def hooks(module):
+    return [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._forward_pre_hooks_with_kwargs)
+        for m in module.modules()
+    ]
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+@pytest.mark.parametrize(
+    "case", [*IN_FRONT.values(), *BEHIND.values()], ids=[*IN_FRONT, *(f"behind, {k}" for k in BEHIND)]
+)
+def test_outputs_stay_and_class_and_keys_are_those_from_before(case, collapsed):
+    make, options, size = case
+    plain = make()
+    net = attach_linear_bottleneck(copy.deepcopy(plain), dim=6, depth=4, gain=0.8, **options)
+    x = torch.randn(size)
+    expected, before = net(x), plain(x)
+    assert not torch.allclose(expected, before)
+    if collapsed:
+        collapse_linear_bottleneck(net)
+    assert merge_linear_bottleneck(net) is net
+    torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)
+    assert list(net.state_dict()) == list(plain.state_dict())
+    assert (repr(net), hooks(net)) == (repr(plain), hooks(plain))
+    plain.load_state_dict(net.state_dict())
+    torch.testing.assert_close(plain(x), net(x))
+
+
+@pytest.mark.parametrize("case", IN_FRONT)
+def test_the_layer_in_front_is_preferred(case):
+    make, options, _ = IN_FRONT[case]
+    net = attach_linear_bottleneck(make(), dim=6, depth=4, gain=0.8, **options)
+    decoder = {name: value.clone() for name, value in net.decoder.state_dict().items() if "bottleneck" not in name}
+    merge_linear_bottleneck(net)
+    assert all(torch.equal(value, decoder[name]) for name, value in net.decoder.state_dict().items())
+
+
+def test_a_trained_lightning_module_is_loaded_by_its_own_class(tmp_path):
+    model = tiny.tiny(depth=3)
+    trainer = tiny.trainer(max_epochs=1)
+    trainer.fit(model, tiny.loader())
+    expected = model(tiny.rows())
+    merge_linear_bottleneck(model)
+    trainer.save_checkpoint(tmp_path / "merged.ckpt", weights_only=True)
+    loaded = tiny.TinyAutoencoder.load_from_checkpoint(tmp_path / "merged.ckpt")
+    torch.testing.assert_close(loaded(tiny.rows()), expected)
+
+
+def test_where_the_author_calls_it_the_identity_takes_its_place():
+    class Explicit(LinearBottleneckMixin, nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(10, 6), nn.Linear(6, 10)
+            self.add_linear_bottleneck(dim=6, depth=2, gain=0.5)
+
+        def forward(self, x):
+            return self.decoder(self.linear_bottleneck(self.encoder(x)))
+
+    net, x = Explicit(), torch.randn(3, 10)
+    expected = net(x)
+    torch.testing.assert_close(merge_linear_bottleneck(net)(x), expected)
+    assert list(net.state_dict()) == ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"]
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), LinearBottleneck(4, depth=8, gain=0.9), nn.Linear(4, 8))
+    x = torch.randn(3, 8)
+    expected = model(x)
+    torch.testing.assert_close(merge_linear_bottleneck(model)(x), expected)
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+
+
+def test_several_bottlenecks_and_the_identity():
+    net = Net(nn.Sequential(nn.Linear(10, 8), nn.Linear(8, 6)), nn.Linear(6, 10))
+    attach_linear_bottleneck(net, "encoder.0", dim=8, depth=2, gain=0.5)
+    attach_linear_bottleneck(net, "encoder", dim=6, depth=0)
+    x = torch.randn(3, 10)
+    expected = net(x)
+    torch.testing.assert_close(merge_linear_bottleneck(net)(x), expected)
+    assert not any(isinstance(module, LinearBottleneck) for module in net.modules())
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.other = nn.Linear(10, 6), nn.Linear(10, 6)
+        self.other.weight = self.encoder.weight
+
+    def forward(self, x):
+        return self.encoder(x) * self.other(x)
+
+
+class Twice(Net):
+    def forward(self, x):
+        latents = self.encoder(x)
+        return self.decoder(latents) + latents.sum()
+
+
+class Choosing(Net):
+    def forward(self, x):
+        latents = self.encoder(x)
+        return self.decoder(latents) if latents.sum() > 0 else latents
+
+
+NOWHERE = {
+    "activations on both sides": lambda: Net(relu(), nn.Sequential(nn.Tanh(), nn.Linear(6, 10))),
+    "shared parameters": Tied,
+    "a layer with groups": lambda: Net(nn.Conv1d(10, 6, 1, groups=2), nn.Conv1d(6, 10, 1, groups=2)),
+    "latents used twice": lambda: Twice(relu(), nn.Linear(6, 10)),
+    "a forward pass that cannot be read": lambda: Choosing(relu(), nn.Linear(6, 10)),
+    "the same layer twice": lambda: Net(relu(), nn.Sequential(*[nn.Linear(6, 6)] * 2)),
+    "a layer of another class": lambda: Net(type("Mine", (nn.Linear,), {})(10, 6), nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("case", NOWHERE)
+def test_where_there_is_no_such_layer_it_says_so_and_nothing_is_changed(case):
+    net = attach_linear_bottleneck(NOWHERE[case](), dim=6, depth=2, gain=0.5)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"in front of or behind 'encoder.linear_bottleneck', found none .* depth=1"):
+        merge_linear_bottleneck(net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert len(before) == len(net.state_dict())
+
+
+def test_bad_modules_are_refused():
+    with pytest.raises(ValueError, match="expected a LinearBottleneck somewhere in Linear, got none"):
+        merge_linear_bottleneck(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="got the LinearBottleneck itself"):
+        merge_linear_bottleneck(LinearBottleneck(4))
