@@ -20,11 +20,12 @@ def expect_gradients(bottleneck: LinearBottleneck, name: str) -> None:
         bottleneck: Looked at once; not kept alive.
         name: How the warning calls it.
     """
-    _awaited[bottleneck] = name
+    if bottleneck.depth > 0:
+        _awaited[bottleneck] = name
 
 
 def _look(optimizer: Optimizer, *_: Any) -> None:
-    if not _awaited or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not any(p.requires_grad for awaited in _awaited for p in awaited.parameters()):
         return
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for bottleneck, name in list(_awaited.items()):

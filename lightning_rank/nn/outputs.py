@@ -78,15 +78,16 @@ def replace_tensor(value: Any, path: Sequence[int | str], tensor: Any) -> Any:
             return value._replace(**{key: inner})  # pyright: ignore[reportAttributeAccessIssue]
         entries = [inner if index == key % len(value) else entry for index, entry in enumerate(value)]
         return type(value)._make(entries) if hasattr(value, "_make") else type(value)(entries)  # pyright: ignore
-    changed = copy.copy(value)
-    if isinstance(value, Mapping) and key not in value and isinstance(key, int):
-        key = list(value)[key]
-    if isinstance(value, Mapping | list) and not (isinstance(key, str) and key not in value):
-        changed[key] = inner  # pyright: ignore[reportIndexIssue]
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
         return dataclasses.replace(value, **{str(key): inner})
+    # Compiled code knows copies of these two, but not copy.copy.
+    changed: Any = {**value} if type(value) is dict else [*value] if type(value) is list else copy.copy(value)
+    if isinstance(value, Mapping) and isinstance(key, int) and key not in value:
+        changed[list(value)[key]] = inner
+    elif isinstance(key, int) or (isinstance(value, Mapping) and key in value):
+        changed[key] = inner
     else:
-        setattr(changed, str(key), inner)
+        setattr(changed, key, inner)
     return changed
 
 

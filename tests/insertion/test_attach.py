@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from processes import in_processes
 from torch import nn
 
 from lightning_rank import LinearBottleneck, attach_linear_bottleneck, collapse_linear_bottleneck
@@ -208,6 +209,19 @@ def test_of_several_outputs_the_one_that_is_meant_passes_and_the_rest_is_as_it_c
     assert any(entry is MASK for entry in rest) or form.startswith(("named", "dict, beside", "nested"))
 
 
+DYNAMO = "ignore:The .grad attribute of a Tensor that is not a leaf"  # a warning of its own
+
+
+@pytest.mark.filterwarnings(DYNAMO)
+@pytest.mark.parametrize("form", [form for form in FORMS if "model output" not in form])  # a dict of its own kind
+def test_hooks_are_compiled_with_their_module(form):
+    make, output, get = FORMS[form]
+    net = attach_linear_bottleneck(Net(Returning(make), nn.Linear(6, 10)), dim=6, depth=2, gain=0.5, output=output)
+    x = torch.randn(7, 10)
+    compiled = torch.compile(net.encoder, backend="eager", fullgraph=True)
+    torch.testing.assert_close(get(compiled(x)), get(net.encoder(x)))
+
+
 class Conditional(nn.Module):
     def __init__(self):
         super().__init__()
@@ -217,6 +231,7 @@ class Conditional(nn.Module):
         return self.layer(latents) * scale + label
 
 
+@pytest.mark.filterwarnings(DYNAMO)
 @pytest.mark.parametrize("output", [1, "latents"])
 @pytest.mark.parametrize("by_name", [True, False])
 def test_of_several_arguments_the_one_that_is_meant_passes(output, by_name):
@@ -225,8 +240,9 @@ def test_of_several_arguments_the_one_that_is_meant_passes(output, by_name):
     plain = copy.deepcopy(net.decoder)
     attach_linear_bottleneck(net, before="decoder", dim=6, depth=2, gain=0.5, output=output)
     expected = plain(label, z @ net.decoder.linear_bottleneck.weight.T, scale=scale)
-    got = net.decoder(label, latents=z, scale=scale) if by_name else net.decoder(label, z, scale=scale)
-    torch.testing.assert_close(got, expected)
+    for decoder in (net.decoder, torch.compile(net.decoder, backend="eager", fullgraph=True)):
+        got = decoder(label, latents=z, scale=scale) if by_name else decoder(label, z, scale=scale)
+        torch.testing.assert_close(got, expected)
 
 
 def test_several_tensors_are_refused_until_it_is_said_which():
@@ -347,7 +363,7 @@ def test_code_compiled_for_an_equal_module_without_the_bottleneck_is_not_used(wh
     torch.testing.assert_close(compiled(net)(x), expected)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own
+@pytest.mark.filterwarnings(DYNAMO)
 @pytest.mark.parametrize("backend", ["eager", None])
 def test_the_bottleneck_may_be_compiled_or_replaced_and_is_what_its_name_says(backend):
     net = attach_linear_bottleneck(dense(), dim=6, depth=2)
@@ -396,6 +412,24 @@ def test_optimizers_of_the_children_hold_the_bottleneck():
     net(torch.randn(3, 10)).square().sum().backward()
     generator.step()
     assert not torch.equal(net.encoder.linear_bottleneck.weight, before)
+
+
+def _evaluate_unevenly(rank, world_size):
+    torch.manual_seed(0)
+    net = nn.parallel.DistributedDataParallel(attach_linear_bottleneck(dense(), dim=6, depth=2, gain=0.5))
+    net(torch.ones(3, 10)).sum().backward()
+    net.eval()
+    with torch.no_grad():
+        outputs = [net(torch.ones(3, 10)) for _ in range(2 * (1 - rank))]
+    counts = torch.tensor([len(outputs)])
+    torch.distributed.all_reduce(counts)
+    return counts.item(), net.module.encoder.linear_bottleneck.layers[0].weight.grad
+
+
+def test_a_process_without_batches_does_not_make_the_others_wait(tmp_path):
+    (count, gradient), (same, other) = in_processes(2, _evaluate_unevenly, tmp_path)
+    assert count == same == 2
+    assert torch.equal(gradient, other)
 
 
 def test_on_the_meta_device_then_materialized_layer_by_layer():
