@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lightning_rank import LinearBottleneck
+from lightning_rank.nn.submodules import find_submodule
 from lightning_rank.sampling import LatentSampler
 from lightning_rank.traversal import interpolate_latents
 
@@ -176,7 +176,7 @@ def encode(module: LightningModule, batches: Iterator[list[Tensor]]) -> Encoded:
     latents: list[Tensor] = []
     labels: list[Tensor] = []
     error = torch.zeros((), dtype=torch.float64)
-    bottleneck = next(child for child in module.modules() if isinstance(child, LinearBottleneck))
+    bottleneck = find_submodule(module, "linear_bottleneck", "module")  # truncated or not
     hook = bottleneck.register_forward_hook(lambda *call: latents.append(call[-1].float().cpu()))
     try:
         for inputs, *rest in batches:

@@ -23,6 +23,7 @@ def test_the_public_names_are_those_of_the_contract():
         "collapse_linear_bottleneck",
         "depth_scaled_param_groups",
         "load_truncated",
+        "merge_linear_bottleneck",
         "truncate_linear_bottleneck",
     }
     assert set(lightning_rank.metrics.__all__) == {
