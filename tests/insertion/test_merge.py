@@ -155,6 +155,12 @@ def test_the_layer_in_front_is_preferred(case):
     assert all(torch.equal(value, decoder[name]) for name, value in net.decoder.state_dict().items())
 
 
+def test_reading_a_forward_pass_leaves_nothing_behind():
+    net = attach_linear_bottleneck(Net(Encoder(), Decoder()), dim=6, depth=2)
+    merge_linear_bottleneck(net)
+    assert net.encoder.latents is None
+
+
 def test_a_trained_lightning_module_is_loaded_by_its_own_class(tmp_path):
     model = tiny.tiny(depth=3)
     trainer = tiny.trainer(max_epochs=1)
