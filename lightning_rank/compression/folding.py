@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_rank.compression.bottleneck import replace_submodule
 from lightning_rank.insertion.folding import Foldable, composed_behind, is_foldable, set_parameters
+from lightning_rank.insertion.hooks import carry_over
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
 
@@ -43,15 +44,18 @@ def fold_decode(
         return None
     thinner = thinner_layer(layer, decode.in_features)
     set_parameters(thinner, *composed_behind(layer, decode.weight, decode.bias))
+    carry_over(layer, thinner)
     replace_submodule(module, name, thinner)
     truncated.decode = None
     try:
         tolerance = torch.finfo(layer.weight.dtype).eps ** 0.5
         torch.testing.assert_close(run()[1], expected, rtol=tolerance, atol=tolerance, equal_nan=True)
-    except (AssertionError, RuntimeError, TypeError, ValueError):
+    except BaseException as error:
         truncated.decode = decode
         replace_submodule(module, name, layer)
-        return None
+        if isinstance(error, AssertionError | RuntimeError | TypeError | ValueError):
+            return None
+        raise
     return name, layer, thinner
 
 

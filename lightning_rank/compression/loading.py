@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from lightning_rank.compression.bottleneck import find_bottleneck, replace_submodule
 from lightning_rank.compression.folding import can_take, thinner_layer
 from lightning_rank.insertion.folding import Foldable
+from lightning_rank.insertion.hooks import carry_over
 from lightning_rank.insertion.loading import moved_to_new_place
+from lightning_rank.nn.submodules import plain_name
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
 
@@ -37,7 +39,7 @@ def load_truncated(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         True
     """
     name, bottleneck = find_bottleneck(module)
-    state_dict = moved_to_new_place(module, dict(state_dict))
+    state_dict = moved_to_new_place(module, dict(state_dict), plain_name(name))
     key = f"{name}.encode.weight"
     if key not in state_dict:
         raise ValueError(f"state_dict: expected that of a truncated module, with {key!r}; got none")
@@ -52,7 +54,9 @@ def load_truncated(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     if folded:
         for layer_name, layer in list(module.named_modules()):
             if can_take(layer) and _took(layer_name, layer, dim, rank, state_dict):
-                replace_submodule(module, layer_name, thinner_layer(layer, rank).train(layer.training))
+                thinner = thinner_layer(layer, rank).train(layer.training)
+                carry_over(layer, thinner)
+                replace_submodule(module, layer_name, thinner)
     module.load_state_dict(state_dict)
 
 

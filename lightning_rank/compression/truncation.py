@@ -152,6 +152,8 @@ def _run_decoder(
     module: nn.Module, truncated: TruncatedBottleneck, latents: Tensor
 ) -> Callable[[], tuple[Tensor, Any]]:
     decoder = getattr(module, "decoder", None)
+    if decoder is not None and any(child is truncated for child in decoder.modules()):
+        decoder = None  # it takes what goes into the bottleneck, not what comes out
     assert truncated.decode is not None
     matrix, mean = truncated.decode.weight, truncated.decode.bias
     axis = resolve_feature_axis(latents.shape, truncated.feature_axis, truncated.dim, truncated.beside)

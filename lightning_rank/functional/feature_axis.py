@@ -10,12 +10,13 @@ class LayerFeatures(NamedTuple):
     """What a layer beside a tensor says of the tensor's features.
 
     Attributes:
-        axis: Where such a layer has them: 1 (convolutions and batch norms) or -1.
+        axis: Where such a layer has them: 1 (convolutions and batch norms) or -1; ``None`` if the layer may be followed
+            by something that moves them.
         dim: How many there are; ``None`` if the layer does not say.
         ndim: Number of axes that such a layer works on; ``None`` if it works on several.
     """
 
-    axis: int
+    axis: int | None
     dim: int | None = None
     ndim: int | None = None
 
@@ -33,7 +34,7 @@ def resolve_feature_axis(
         beside: What the layer beside says.
 
     Raises:
-        ValueError: The tensor has no such axis; or ``None``, and nothing decides between two axes.
+        ValueError: The tensor has no such axis; or ``None``, and nothing decides between two axes or there is no batch.
 
     Example:
         >>> resolve_feature_axis((2, 8, 3, 3), None, dim=8), resolve_feature_axis((2, 3, 3, 8), None, dim=8)
@@ -47,6 +48,11 @@ def resolve_feature_axis(
             raise ValueError(f"feature_axis: expected an axis of a tensor with {ndim} axes, got {feature_axis}")
         return feature_axis % ndim
     last = ndim - 1
+    if beside is not None and beside.axis == 1 and beside.ndim == ndim + 1:
+        raise ValueError(
+            f"feature_axis: expected a batch of {beside.ndim} axes from the layer beside, got shape {tuple(shape)}; "
+            "add an axis for the batch (x[None]), or pass feature_axis=0"
+        )
     if last < 2:
         return max(last, 0)
     width = dim
@@ -55,11 +61,11 @@ def resolve_feature_axis(
     fitting = [axis for axis in (1, last) if shape[axis] == width]
     if len(fitting) == 1:
         return fitting[0]
-    if beside is not None and beside.ndim in (None, ndim):
+    if beside is not None and beside.axis is not None and beside.ndim in (None, ndim):
         decides = beside.dim in (None, width) if fitting else width is None
         if decides:
             return beside.axis % ndim
-    if not fitting and (dim is not None or last == 2):
+    if not fitting and (dim is not None or (last == 2 and beside is None)):
         return last  # which is not as wide as expected, as whoever knows the width will say; or of (B, T, dim)
     told = f"both are {width} wide" if fitting else "it is not known how many features there are"
     raise ValueError(

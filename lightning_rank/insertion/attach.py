@@ -38,6 +38,8 @@ def attach_linear_bottleneck(
     returns (what it is given) passes through the bottleneck; whoever copies, moves, saves, freezes or optimizes the
     submodule takes the bottleneck along. No existing parameter changes its name, and ``forward`` stays as it is.
 
+    A module that runs its children in a loop of its own would run the bottleneck as one more: name the last of them.
+
     ``before`` reaches latents that no module returns: a sample drawn from a mean and a variance, the result of a
     method ``encode``. A method, or ``submodule.forward(x)``, is no call of the module: a warning says after the first
     training step that a bottleneck took no part in it.
@@ -71,8 +73,8 @@ def attach_linear_bottleneck(
     Raises:
         TypeError: As :class:`LinearBottleneck`; at the call, there is no tensor to pass through the bottleneck.
         ValueError: As :class:`LinearBottleneck`; both ``after`` and ``before``; there is no such submodule, or it is
-            never called, or it has a bottleneck already; at the call, there are several tensors and ``output`` does
-            not say which, or its axes are not told apart.
+            never called, runs its entries by itself, is in several places or has a bottleneck already; at the call,
+            there are several tensors and ``output`` does not say which, or its axes are not told apart.
 
     Example:
         >>> autoencoder = nn.Sequential()
@@ -125,23 +127,35 @@ def insert(
     elif after is not None and not _runs_its_steps(host):
         hook_output(host, output)
     load_when_missing(bottleneck, allow_missing)
-    load_old_layout(root)
-    name = next(name for name, child in root.named_modules() if child is bottleneck)
-    expect_gradients(bottleneck, plain_name(name))
+    name = plain_name(next(name for name, child in root.named_modules() if child is bottleneck))
+    load_old_layout(root, name)
+    expect_gradients(bottleneck, name)
     # Compiled code does not look whether a module has got a hook since: not even code of an equal module.
     torch.compiler.reset()
 
 
 def _host(root: nn.Module, name: str, argument: str, takes_step: bool) -> nn.Module:
     """The module that gets the child: a Sequential if it may get one more step, else its outermost step."""
-    host = find_submodule(root, name, argument)
+    host = find_submodule(root, name, argument, endings=False)
     host = getattr(host, "_orig_mod", host)  # of a compiled one, the module itself
     while _runs_its_steps(host) and len(host) > 0 and not takes_step:
         host = host[-1 if argument == "after" else 0]
+        if sum(child is host for parent in root.modules() for child in parent._modules.values()) > 1:
+            raise ValueError(
+                f"{argument}: expected {'the last' if argument == 'after' else 'the first'} step of {name!r} to be in "
+                f"one place, got a {type(host).__name__} that is in several and would pass through the bottleneck in "
+                "each; give each place a module of its own"
+            )
         host = getattr(host, "_orig_mod", host)
     without_steps = _runs_its_steps(host) and not takes_step
     if without_steps or getattr(host.forward, "__func__", None) is nn.Module.forward:
         raise ValueError(f"{argument}: expected a submodule that is called, got {name!r}, a {type(host).__name__}")
+    if isinstance(host, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not _runs_its_steps(host):
+        raise ValueError(
+            f"{argument}: expected a module that does not run its entries by itself, got {name!r}, a "
+            f"{type(host).__name__}, which would run the bottleneck as one more; name one of its entries, or the "
+            f"module {'that takes what it returns (before=)' if argument == 'after' else 'in front of it (after=)'}"
+        )
     return host
 
 

@@ -8,14 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_rank.insertion.hooks import does_what_its_class_does
+
 Foldable = nn.Linear | _ConvNd
 
 _KINDS = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 
 
 def is_foldable(layer: nn.Module) -> TypeGuard[Foldable]:
-    """Whether it is a plain linear layer, or a convolution of any dimension that mixes all channels."""
-    return type(layer) in _KINDS and getattr(layer, "groups", 1) == 1
+    """Whether it is a plain linear layer, or a convolution of any dimension that mixes all channels.
+
+    Plain is one whose weight is its own, which pruning, say, computes from others.
+    """
+    return (
+        type(layer) in _KINDS
+        and getattr(layer, "groups", 1) == 1
+        and "weight" in layer._parameters
+        and does_what_its_class_does(layer)
+    )
 
 
 def composed_behind(layer: Foldable, matrix: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

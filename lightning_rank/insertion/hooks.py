@@ -38,6 +38,15 @@ def hooked_at(module: nn.Module, end: str) -> tuple[int | str, ...] | None:
     return None
 
 
+def carry_over(module: nn.Module, other: nn.Module) -> None:
+    """Give a module that takes the place of another one the child and the hooks of that one."""
+    for end, hook in (("output", hook_output), ("input", hook_input)):
+        at = hooked_at(module, end)
+        if at is not None:
+            other.add_module(CHILD, module._modules[CHILD])
+            hook(other, at or None)
+
+
 def unhook(module: nn.Module) -> None:
     """Take the hooks off a module."""
     for end in ("output", "input"):
@@ -47,6 +56,13 @@ def unhook(module: nn.Module) -> None:
             module._forward_pre_hooks_with_kwargs.pop(handle, None)
 
 
+def does_what_its_class_does(module: nn.Module) -> bool:
+    """Whether it has neither a hook, save for those set here, nor a ``forward`` of its own."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    ours = (getattr(hook, "func", None) in (_pass_output, _pass_input) for hook in hooks)
+    return all(ours) and "forward" not in vars(module)
+
+
 def _of(module: nn.Module, end: str) -> tuple[dict[int, Any], Any]:
     if end == "output":
         return module._forward_hooks, _pass_output
@@ -54,8 +70,6 @@ def _of(module: nn.Module, end: str) -> tuple[dict[int, Any], Any]:
 
 
 def _pass_output(module: nn.Module, args: Any, result: Any, *, output: Output | None) -> Any:
-    if module._modules.get(CHILD) is None:
-        return result
     where = f"the output of {type(module).__name__}"
     return _passed(module, result, tensor_path(result, output, where), where)
 
@@ -63,14 +77,13 @@ def _pass_output(module: nn.Module, args: Any, result: Any, *, output: Output | 
 def _pass_input(
     module: nn.Module,
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    kwargs: dict[str, Any] | None = None,  # lost where a hook was moved to another module
     *,
     output: Output | None,
     names: tuple[str, ...],
 ) -> Any:
-    if module._modules.get(CHILD) is None:
-        return None
     where = f"the arguments of {type(module).__name__}"
+    kwargs = kwargs or {}
     # By position as far as they are given so, else by name.
     given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
     if output is not None:
@@ -80,11 +93,16 @@ def _pass_input(
         elif first in names and first not in given:
             first = names.index(str(first))
         output = (first, *rest)
-    given = _passed(module, given, tensor_path(given, output, where), where)
+    given = _passed(module, given, tensor_path(given, output, where, kind="several arguments"), where)
     return tuple(given[index] for index in range(len(args))), {name: given[name] for name in kwargs}
 
 
 def _passed(module: nn.Module, value: Any, path: tuple[int | str, ...], where: str) -> Any:
-    child = module._modules[CHILD]
-    assert child is not None
+    child = module._modules.get(CHILD)
+    if child is None:
+        raise RuntimeError(
+            f"{type(module).__name__}: expected the linear bottleneck that was attached to it, but it was lost when "
+            "another module took the place of the one that had it (quantization, fusion and the like come after "
+            "merge_linear_bottleneck); to take a bottleneck out, put nn.Identity() in its place"
+        )
     return replace_tensor(value, path, child(select_tensor(value, path, where)))

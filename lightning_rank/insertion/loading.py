@@ -1,11 +1,13 @@
 """State dicts that were saved without the bottleneck, or with it in another place."""
 
+import functools
 from typing import Any
 
 from torch import nn
 
 from lightning_rank.insertion.hooks import CHILD
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
+from lightning_rank.nn.submodules import plain_name
 
 
 class _MissingWeight(str):
@@ -24,23 +26,23 @@ def load_when_missing(bottleneck: LinearBottleneck, allowed: bool) -> None:
     bottleneck.register_load_state_dict_pre_hook(hook)
 
 
-def load_old_layout(module: nn.Module) -> None:
-    """Have a module load what version 0.1 saved, where the bottleneck was a child of the root."""
-    module.register_load_state_dict_pre_hook(_move_to_new_place)
+def load_old_layout(module: nn.Module, name: str) -> None:
+    """Have a module load what version 0.1 saved, where the bottleneck now called ``name`` was a child of the root."""
+    module.register_load_state_dict_pre_hook(functools.partial(_move_to_new_place, name=name))
 
 
-def moved_to_new_place(module: nn.Module, state_dict: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The state dict with the bottleneck of version 0.1 under the name that it has in ``module``; order kept."""
+def moved_to_new_place(module: nn.Module, state_dict: dict[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    """The state dict with the bottleneck of version 0.1 under ``name``, its place in ``module``; order kept."""
     old = f"{prefix}{CHILD}."
-    names = [name for name, child in module.named_modules() if isinstance(child, LinearBottleneck)]
-    if len(names) != 1 or names[0] == CHILD or not any(key.startswith(old) for key in state_dict):
+    places = [full for full, _ in module.named_modules() if plain_name(full) == name]
+    if CHILD in module._modules or not places or not any(key.startswith(old) for key in state_dict):
         return state_dict
-    new = f"{prefix}{names[0]}."
+    new = f"{prefix}{places[0]}."
     return {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state_dict.items()}
 
 
-def _move_to_new_place(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    moved = moved_to_new_place(module, state_dict, prefix)
+def _move_to_new_place(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any, name: str) -> None:
+    moved = moved_to_new_place(module, state_dict, name, prefix)
     if moved is not state_dict:
         state_dict.clear()
         state_dict.update(moved)

@@ -26,8 +26,10 @@ def merge_linear_bottleneck(module: ModuleT) -> ModuleT:
 
     Which layer is beside is read off the forward passes, without data (``torch.fx``): a linear layer or convolution,
     plain and with one group, that gives its output to the bottleneck alone or alone takes the output of it, and that
-    shares its parameters with no other. Folded into the layer behind, the latents are those in front of the bottleneck
-    from then on. Do it when training is over; an optimizer made before still holds the old layers.
+    shares its parameters with no other. A layer of the module that the bottleneck was attached to comes first: that
+    module then does the same for whoever calls it. Folded into a layer of another module, the latents in between are
+    others from then on, and so is whatever else is made of them. Do it when training is over; an optimizer made before
+    still holds the old layers.
 
     Args:
         module: A module with one or more :class:`~lightning_rank.LinearBottleneck`, collapsed or not.
@@ -72,25 +74,33 @@ def merge_linear_bottleneck(module: ModuleT) -> ModuleT:
 
 
 def _layer_beside(root: nn.Module, bottleneck: LinearBottleneck) -> tuple[Foldable, Any] | None:
-    host = next(parent for parent in root.modules() if bottleneck in parent.children())
-    behind, before = hooked_at(host, "output"), hooked_at(host, "input")
-    if behind is not None:
-        front = last_layer(host, behind)
-    else:
-        front = layer_in_front(root, host if before is not None else bottleneck)
-    if front is not None and _is_free(root, front) and bottleneck.dim == _width(front, 0):
-        return front, composed_in_front
-    if before is not None:
-        back = first_layer(host, *before[:1]) if len(before) < 2 else None
-    else:
-        back = layer_behind(root, host if behind is not None else bottleneck)
-    if back is not None and _is_free(root, back) and bottleneck.dim == _width(back, 1):
-        return back, composed_behind
+    trials = [_candidates(root, bottleneck, training) for training in (True, False)]
+    for (layer, compose), (other, _) in zip(*trials, strict=True):
+        if layer is not None and layer is other and _is_free(root, layer) and _fits(layer, bottleneck, compose):
+            return layer, compose
     return None
 
 
-def _width(layer: Foldable, axis: int) -> int:
-    return layer.weight.shape[1 - axis if getattr(layer, "transposed", False) else axis]
+def _candidates(root: nn.Module, bottleneck: LinearBottleneck, training: bool) -> list[tuple[Foldable | None, Any]]:
+    """The layers on both sides; first one that belongs to the module it was attached to, whoever calls that module."""
+    host = next(parent for parent in root.modules() if any(child is bottleneck for child in parent._modules.values()))
+    behind, before = hooked_at(host, "output"), hooked_at(host, "input")
+    if before is not None:
+        front, back = layer_in_front(root, host, training), first_layer(host, before, training)
+    elif behind is not None:
+        front, back = last_layer(host, behind, training), layer_behind(root, host, training)
+    else:
+        front, back = layer_in_front(root, bottleneck, training), layer_behind(root, bottleneck, training)
+    found = [(front, composed_in_front), (back, composed_behind)]
+    return found[::-1] if before is not None else found
+
+
+def _fits(layer: Foldable, bottleneck: LinearBottleneck, compose: Any) -> bool:
+    """Whether the layer's features are those of the bottleneck, in number and on the same axis."""
+    linear = isinstance(layer, nn.Linear)
+    axes = {None, -1} if linear else {None, 1, 1 - layer.weight.ndim}
+    out = (compose is composed_in_front) != getattr(layer, "transposed", False)
+    return bottleneck.feature_axis in axes and layer.weight.shape[0 if out else 1] == bottleneck.dim
 
 
 def _is_free(root: nn.Module, layer: Foldable) -> bool:

@@ -21,7 +21,9 @@ _SAME_CHANNELS = {module.__name__ for module in (pooling, upsampling, padding)}
 def layer_features(module: nn.Module, end: End = "output") -> LayerFeatures | None:
     """What the last layer in ``module`` says of the output, or the first one of the input.
 
-    Last and first in the order in which they were added, activations, dropout and pooling passed over.
+    Activations, dropout and pooling are passed over. Only of an ``nn.Sequential`` it is known in which order its layers
+    are called; of another module the layer that was added last (first) tells how many features there are, but not on
+    which axis.
 
     Args:
         module: A layer or a module that holds some.
@@ -37,9 +39,10 @@ def layer_features(module: nn.Module, end: End = "output") -> LayerFeatures | No
         LayerFeatures(axis=-1, dim=4, ndim=None)
     """
     pooled = None
-    for leaf in _leaves(module, end):
+    for leaf, in_order in _leaves(module, end):
         if isinstance(leaf, _KNOWN):
-            return _features(leaf, end)
+            found = _features(leaf, end)
+            return found if in_order else found._replace(axis=None)
         if type(leaf).__module__ in _SAME_CHANNELS:
             pooled = LayerFeatures(axis=1)
         elif not _passes(leaf):
@@ -67,18 +70,20 @@ def features_beside(root: nn.Module, layer: nn.Module, end: End = "output") -> L
 
 
 def _passes(leaf: nn.Module) -> bool:
-    return type(leaf).__module__ in _SAME_FEATURES or type(leaf) is nn.Identity
+    return (type(leaf).__module__ in _SAME_FEATURES or type(leaf) is nn.Identity) and type(leaf) is not nn.GLU
 
 
-def _leaves(module: nn.Module, end: End) -> Iterator[nn.Module]:
+def _leaves(module: nn.Module, end: End, in_order: bool = True) -> Iterator[tuple[nn.Module, bool]]:
+    """The layers in ``module``, each with whether it is known that they are called in this order."""
     children = list(module.children())
     if isinstance(module, _KNOWN) or not children:
         # A module without steps is no layer either.
         if not isinstance(module, nn.Sequential):
-            yield module
+            yield module, in_order
         return
+    in_order &= type(module).forward is nn.Sequential.forward or hasattr(module, "_orig_mod")
     for child in reversed(children) if end == "output" else children:
-        yield from _leaves(child, end)
+        yield from _leaves(child, end, in_order)
 
 
 def _features(layer: nn.Module, end: End) -> LayerFeatures:
@@ -92,13 +97,19 @@ def _features(layer: nn.Module, end: End) -> LayerFeatures:
     if isinstance(layer, _NORMS):
         return LayerFeatures(1, layer.num_features)
     if isinstance(layer, nn.GroupNorm):
-        return LayerFeatures(1, layer.num_channels)
+        return LayerFeatures(1 if _inherits(layer, nn.GroupNorm) else None, layer.num_channels)
     if isinstance(layer, nn.Linear):
-        return LayerFeatures(-1, layer.in_features if into else layer.out_features)
+        axis = -1 if _inherits(layer, nn.Linear) else None
+        return LayerFeatures(axis, layer.in_features if into else layer.out_features)
     if isinstance(layer, nn.LayerNorm):
-        return LayerFeatures(-1, layer.normalized_shape[-1])
+        return LayerFeatures(-1 if _inherits(layer, nn.LayerNorm) else None, layer.normalized_shape[-1])
     if isinstance(layer, nn.Embedding):
         return LayerFeatures(-1, layer.embedding_dim)
     assert isinstance(layer, rnn.RNNBase)
     wide = (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
     return LayerFeatures(-1, layer.input_size if into else wide)
+
+
+def _inherits(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether it does what that kind does: a norm of images may derive from one of tokens."""
+    return type(layer).forward is kind.forward

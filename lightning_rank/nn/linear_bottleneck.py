@@ -123,8 +123,8 @@ class LinearBottleneck(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialize all layers anew, as ``init`` and ``gain`` say."""
-        for layer in self._linears():
-            layer.reset_parameters()
+        for layer in self.layers:
+            cast("nn.Linear", layer).reset_parameters()
 
     @property
     def weight(self) -> Tensor:
@@ -156,7 +156,10 @@ class LinearBottleneck(nn.Module):
         """Apply the layers to ``input``."""
         if not isinstance(input, Tensor) or not input.is_floating_point():
             got = input.dtype if isinstance(input, Tensor) else type(input).__name__
-            raise TypeError(f"input: expected a real floating-point tensor, got {got}")
+            raise TypeError(
+                f"input: expected a real floating-point tensor, got {got}; where the module in front returns several, "
+                "attach the bottleneck with output="
+            )
         axis = resolve_feature_axis(input.shape, self.feature_axis, self.dim, self.beside)
         if input.shape[axis] != self.dim:
             raise ValueError(
@@ -198,13 +201,15 @@ class LinearBottleneck(nn.Module):
             return nn.Linear(self.dim, self.dim, bias=False, device=device, dtype=dtype)
         return OrthogonalLinear(self.dim, self.gain ** (1 / self.depth), device=device, dtype=dtype)
 
-    def _linears(self) -> list[nn.Linear]:
-        return cast("list[nn.Linear]", list(self.layers))
-
     def _plain_weights(self) -> list[Tensor] | None:
         """The weights, if each layer is its weight and nothing more."""
-        layers = self._linears()
-        return [layer.weight for layer in layers] if all(map(_is_plain, layers)) else None
+        weights = []
+        for layer in self.layers:
+            weight = _plain_weight(layer)
+            if weight is None:
+                return None
+            weights.append(weight)
+        return weights
 
     def _one_by_one(self, rows: Tensor) -> Tensor:
         for layer in self.layers:
@@ -212,17 +217,18 @@ class LinearBottleneck(nn.Module):
         return rows
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _plain_weight(layer: nn.Module) -> Tensor | None:
     # Parametrizations, pruning, adapters and quantization change the class, set hooks or bring a tensor of their own;
     # some wrappers give the instance another forward. DTensors compose as tensors do.
-    return (
-        (type(layer) is OrthogonalLinear or type(layer) is nn.Linear)
-        and layer.bias is None
-        and (type(layer.weight) in (nn.Parameter, Tensor) or hasattr(layer.weight, "full_tensor"))
-        and not (layer._forward_pre_hooks or layer._forward_hooks)
-        and not (layer._backward_pre_hooks or layer._backward_hooks)
-        and "forward" not in layer.__dict__
-    )
+    if type(layer) is not OrthogonalLinear and type(layer) is not nn.Linear:
+        return None
+    own = layer.__dict__
+    weight = own["_parameters"].get("weight")
+    if own["_parameters"].get("bias") is not None or "forward" in own:
+        return None
+    if own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]:
+        return None
+    return weight if type(weight) in (nn.Parameter, Tensor) or hasattr(weight, "full_tensor") else None
 
 
 def _multiply(weights: Sequence[Tensor], input: Tensor, axis: int) -> Tensor:

@@ -37,18 +37,19 @@ def select_tensor(value: Any, output: Output | Callable[[Any], Any] | None, wher
     return found
 
 
-def tensor_path(value: Any, output: Output | None, where: str) -> tuple[int | str, ...]:
+def tensor_path(value: Any, output: Output | None, where: str, kind: str = "") -> tuple[int | str, ...]:
     """The way to the tensor that is meant, ``()`` if ``value`` is that tensor; errors as :func:`select_tensor`."""
     if isinstance(value, Tensor) and output is None:
         return ()
+    kind = kind or f"a {type(value).__name__}"
     if output is None:
         paths = [path for path, _ in _tensors(value)]
         if not paths:
-            raise TypeError(f"{where}: expected a tensor, or something with a tensor in it, got {_kind(value)}")
+            raise TypeError(f"{where}: expected a tensor, or something with a tensor in it, got {kind}")
         if len(paths) > 1:
             example = paths[0][0] if len(paths[0]) == 1 else paths[0]
             raise ValueError(
-                f"{where}: expected one tensor, got {_kind(value)} with tensors at {_told(paths)}, and it is not said "
+                f"{where}: expected one tensor, got {kind} with tensors at {_told(paths)}, and it is not said "
                 f"which; pass output={example!r}, for example"
             )
         return paths[0]
@@ -58,13 +59,16 @@ def tensor_path(value: Any, output: Output | None, where: str) -> tuple[int | st
     except (AttributeError, IndexError, KeyError, TypeError):
         there = _told([path for path, _ in _tensors(value)]) or "nowhere"
         raise ValueError(
-            f"{where}: expected output={output!r} to lead to a tensor, but {_kind(value)} has tensors at {there}"
+            f"{where}: expected output={output!r} to lead to a tensor, but {kind} has tensors at {there}"
         ) from None
     return path
 
 
 def replace_tensor(value: Any, path: Sequence[int | str], tensor: Any) -> Any:
     """``value`` with another tensor at the end of ``path``: the same type, the rest as it is, nothing written into.
+
+    Raises:
+        TypeError: What is there cannot be set, as a property cannot.
 
     Example:
         >>> replace_tensor(("latents", {"mask": 1}), (1, "mask"), 2)
@@ -73,6 +77,16 @@ def replace_tensor(value: Any, path: Sequence[int | str], tensor: Any) -> Any:
     if not path:
         return tensor
     key, inner = path[0], replace_tensor(_entry(value, path[0]), path[1:], tensor)
+    try:
+        return _with_entry(value, key, inner)
+    except (AttributeError, ValueError) as error:
+        raise TypeError(
+            f"output: expected an entry that can be set, but {key!r} of a {type(value).__name__} cannot ({error}); "
+            "name the one that it is made from, or attach before= the module that takes the latents"
+        ) from error
+
+
+def _with_entry(value: Any, key: int | str, inner: Any) -> Any:
     if isinstance(value, tuple):
         if isinstance(key, str):
             return value._replace(**{key: inner})  # pyright: ignore[reportAttributeAccessIssue]
@@ -80,8 +94,9 @@ def replace_tensor(value: Any, path: Sequence[int | str], tensor: Any) -> Any:
         return type(value)._make(entries) if hasattr(value, "_make") else type(value)(entries)  # pyright: ignore
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
         return dataclasses.replace(value, **{str(key): inner})
-    # Compiled code knows copies of these two, but not copy.copy.
-    changed: Any = {**value} if type(value) is dict else [*value] if type(value) is list else copy.copy(value)
+    # Compiled code knows how to copy these two, but not copy.copy.
+    known: Any = value if type(value) in (dict, list) else None
+    changed: Any = copy.copy(value) if known is None else type(known)(known)
     if isinstance(value, Mapping) and isinstance(key, int) and key not in value:
         changed[list(value)[key]] = inner
     elif isinstance(key, int) or (isinstance(value, Mapping) and key in value):
@@ -131,7 +146,3 @@ def _tensors(value: Any) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
 def _told(paths: Sequence[Sequence[int | str]]) -> str:
     shown = [repr(path[0] if len(path) == 1 else tuple(path)) for path in paths[:8]]
     return ", ".join(shown + ["..."] * (len(paths) > 8))
-
-
-def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"

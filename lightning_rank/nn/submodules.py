@@ -15,13 +15,14 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def find_submodule(module: nn.Module, name: str, argument: str) -> nn.Module:
+def find_submodule(module: nn.Module, name: str, argument: str, *, endings: bool = True) -> nn.Module:
     """The submodule called ``name``; of a compiled one its wrapper, which is what the parent calls.
 
     Args:
         module: Where to look.
         name: Dotted name, or the ending of one that no other submodule has.
         argument: What the caller calls ``name``, for the error.
+        endings: Whether an ending will do.
 
     Raises:
         TypeError: ``name`` is not a string.
@@ -40,7 +41,7 @@ def find_submodule(module: nn.Module, name: str, argument: str) -> nn.Module:
     modules.pop("")
     if name in modules:
         return modules[name]
-    ending = {full_name: found for full_name, found in modules.items() if full_name.endswith(f".{name}")}
+    ending = {full: found for full, found in modules.items() if endings and full.endswith(f".{name}")}
     if len({id(found) for found in ending.values()}) == 1:
         return next(iter(ending.values()))
     if ending:

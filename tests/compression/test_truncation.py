@@ -15,6 +15,7 @@ from lightning_rank import (
     LinearBottleneckMixin,
     attach_linear_bottleneck,
     collapse_linear_bottleneck,
+    load_truncated,
     truncate_linear_bottleneck,
 )
 from lightning_rank.nn import TruncatedBottleneck
@@ -227,6 +228,21 @@ def test_a_decoder_that_is_one_layer_without_bias_is_folded_too():
     truncate_linear_bottleneck(other, DataLoader(x, 10), rank=3)
     assert truncate_linear_bottleneck(net, DataLoader(x, 10), rank=3, fold=True).folded_into == "decoder"
     torch.testing.assert_close(net(x), other(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", [lambda: nn.Linear(DIM, 10), lambda: nn.Sequential(nn.Linear(DIM, 10), nn.Tanh())])
+def test_in_front_of_the_layer_that_takes_it_in(decoder):
+    net = attach_linear_bottleneck(Net(nn.Linear(10, DIM), decoder()), before="decoder", dim=DIM, depth=2, gain=1.0)
+    fresh, other, untouched = (copy.deepcopy(net) for _ in range(3))
+    x = torch.randn(50, 10)
+    truncate_linear_bottleneck(other, DataLoader(x, 10), rank=3)
+    done = truncate_linear_bottleneck(net, DataLoader(x, 10), rank=3, fold=True)
+    assert done.folded_into in ("decoder", "decoder.0")
+    torch.testing.assert_close(net(x), other(x), rtol=1e-5, atol=1e-5)
+    load_truncated(fresh, net.state_dict())
+    torch.testing.assert_close(fresh(x), net(x))
+    with pytest.warns(UserWarning, match="both maps are kept"):  # of latents behind it, the decoder cannot be run
+        truncate_linear_bottleneck(untouched, torch.randn(50, DIM), rank=3, fold=True)
 
 
 def test_modes_hooks_and_requires_grad_are_left_as_they_were():

@@ -271,20 +271,47 @@ def test_an_axis_that_nothing_decides_is_refused_with_both_named():
 
 
 def test_a_convolution_whose_output_is_turned_round_is_no_guide():
-    class Patches(nn.Module):
+    class Turned(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv = nn.Conv2d(3, 4, 2, 2)
+            self.conv = nn.Conv1d(3, 4, 1)
 
         def forward(self, x):
-            return self.conv(x).flatten(2).transpose(1, 2)
+            return self.conv(x).transpose(1, 2)
 
-    net = attach_linear_bottleneck(Net(Patches(), nn.Linear(4, 3)), dim=4, depth=2, gain=0.5)
-    x = torch.randn(2, 3, 6, 4)
-    tokens = net.encoder.conv(x).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(net.encoder(x), applied(net.encoder.linear_bottleneck.weight, tokens, -1))
+    net = attach_linear_bottleneck(Net(Turned(), nn.Linear(4, 3)), dim=4, depth=2, gain=0.5)
+    for length in (3, 5):
+        x = torch.randn(2, 3, length)
+        tokens = net.encoder.conv(x).transpose(1, 2)
+        torch.testing.assert_close(net.encoder(x), applied(net.encoder.linear_bottleneck.weight, tokens, -1))
     with pytest.raises(ValueError, match="axis 1 or axis 2: both are 4 wide"):
-        net.encoder(torch.randn(2, 3, 4, 4))
+        net.encoder(torch.randn(2, 3, 4))
+
+
+class NormOfImages(nn.LayerNorm):
+    """As in ConvNeXt: derived from a norm of tokens, but on axis 1."""
+
+    def forward(self, input):
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize(
+    "last", [lambda: NormOfImages(6), lambda: nn.Sequential(nn.Conv2d(6, 12, 1), nn.GLU(1))], ids=["norm", "GLU"]
+)
+def test_layers_that_say_nothing_certain_do_not_decide(last):
+    net = Net(nn.Sequential(nn.Conv2d(3, 6, 1), last()), nn.Conv2d(6, 3, 1))
+    x = torch.randn(2, 3, 5, 4)
+    latents = net.encoder(x)
+    attach_linear_bottleneck(net, dim=6, depth=2, gain=0.5)
+    torch.testing.assert_close(net.encoder(x), applied(net.encoder.linear_bottleneck.weight, latents, 1))
+    with pytest.raises(ValueError, match="axis 1 or axis 3: both are 6 wide"):
+        net.encoder(torch.randn(2, 3, 5, 6))
+
+
+def test_a_map_without_a_batch_is_refused():
+    net = attach_linear_bottleneck(Net(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1)), dim=6, depth=2)
+    with pytest.raises(ValueError, match=r"expected a batch of 4 axes from the layer beside, got shape \(6, 5, 6\)"):
+        net.encoder(torch.randn(3, 5, 6))
 
 
 def test_it_attaches_to_a_childs_child():
@@ -293,6 +320,53 @@ def test_it_attaches_to_a_childs_child():
     x = torch.randn(3, 10)
     net(x).sum().backward()
     assert all(layer.weight.grad is not None for layer in net.encoder[0].linear_bottleneck.layers)
+
+
+class Looping(nn.Sequential):
+    def forward(self, x):
+        for layer in self:
+            x = layer(x).tanh()
+        return x
+
+
+@pytest.mark.parametrize(
+    "host",
+    [lambda: Looping(nn.Linear(10, 6)), lambda: type("Stages", (nn.ModuleDict,), {"forward": Looping.forward})()],
+    ids=["Sequential", "ModuleDict"],
+)
+@pytest.mark.parametrize("place", [{"after": "encoder"}, {"before": "encoder"}])
+def test_a_module_that_runs_its_entries_by_itself_is_refused(host, place):
+    net = Net(host(), nn.Linear(6, 10))
+    with pytest.raises(ValueError, match="expected a module that does not run its entries by itself, got 'encoder', a"):
+        attach_linear_bottleneck(net, dim=6, **place)
+    if place == {"after": "encoder"} and len(net.encoder):
+        attach_linear_bottleneck(net, "encoder.0", dim=6, depth=2, gain=0.5)
+        x = torch.randn(3, 10)
+        layer = net.encoder[0]
+        latents = (nn.functional.linear(x, layer.weight, layer.bias) @ layer.linear_bottleneck.weight.T).tanh()
+        torch.testing.assert_close(net.encoder(x), latents)
+
+
+def test_a_first_step_that_is_in_several_places_is_refused():
+    act = nn.Tanh()
+    net = Net(nn.Linear(10, 6), nn.Sequential(act, nn.Linear(6, 6), act, nn.Linear(6, 10)))
+    with pytest.raises(ValueError, match="before: expected the first step of 'decoder' to be in one place, got a Tanh"):
+        attach_linear_bottleneck(net, before="decoder", dim=6)
+
+
+def test_an_encoder_further_inside_is_not_taken_for_the_one_that_is_named():
+    net = nn.Module()
+    net.teacher = dense()
+    with pytest.raises(ValueError, match=r"after: .* got 'encoder'; nearest: 'teacher.encoder'"):
+        attach_linear_bottleneck(net, dim=6)
+
+
+def test_a_bottleneck_lost_in_a_conversion_is_missed():
+    net = attach_linear_bottleneck(Net(nn.Linear(10, 6), nn.Linear(6, 10)), dim=6, depth=2)
+    swapped = nn.Identity()  # as conversions do: a new module with the old one's hooks
+    swapped._forward_hooks = net.encoder._forward_hooks
+    with pytest.raises(RuntimeError, match=r"Identity: expected the linear bottleneck .* it was lost"):
+        swapped(torch.randn(3, 6))
 
 
 def test_two_bottlenecks_in_one_module():

@@ -75,6 +75,24 @@ def test_nested_in_another_module_too():
     torch.testing.assert_close(outer.net(tiny.rows(4, seed=7))[0, :4], torch.tensor(OLD_OUTPUT))
 
 
+def test_a_child_of_that_name_that_a_model_has_of_its_own_stays_where_it_is():
+    def new():
+        net = nn.Module()
+        net.encoder, net.linear_bottleneck = nn.Linear(10, 6), nn.Linear(6, 6)
+        return attach_linear_bottleneck(net, dim=6, depth=2)
+
+    first, second = new(), new()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.linear_bottleneck.weight, first.linear_bottleneck.weight)
+
+
+def test_beside_a_second_bottleneck_the_first_one_is_meant():
+    model = attach_linear_bottleneck(tiny.tiny(depth=3), before="decoder", dim=tiny.DIM, depth=2, allow_missing=True)
+    model.load_state_dict(old_state_dict())
+    weight = old_state_dict()["linear_bottleneck.layers.2.weight"]
+    assert torch.equal(model.encoder.linear_bottleneck.layers[2].weight, weight)
+
+
 def test_a_collapsed_checkpoint_of_0_1_loads_into_any_depth():
     w = torch.eye(tiny.DIM)
     for k in range(3):

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from lightning_rank import (
     LinearBottleneck,
@@ -155,10 +156,32 @@ def test_the_layer_in_front_is_preferred(case):
     assert all(torch.equal(value, decoder[name]) for name, value in net.decoder.state_dict().items())
 
 
+class Keeping(Encoder):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen.append(x)
+        self.steps += 1
+        return super().forward(x)
+
+
 def test_reading_a_forward_pass_leaves_nothing_behind():
-    net = attach_linear_bottleneck(Net(Encoder(), Decoder()), dim=6, depth=2)
+    net = attach_linear_bottleneck(Net(Keeping(), Decoder()), dim=6, depth=2)
     merge_linear_bottleneck(net)
-    assert net.encoder.latents is None
+    assert (net.encoder.latents, net.encoder.seen, net.encoder.steps.item()) == (None, [], 0)
+    assert all(module.training for module in net.modules())
+
+
+def test_a_layer_of_the_module_itself_comes_first_so_that_it_does_the_same_for_every_caller():
+    net = attach_linear_bottleneck(Net(nn.Linear(10, 6), Decoder()), before="decoder", dim=6, depth=2, gain=0.5)
+    x, z = torch.randn(3, 10), torch.randn(3, 6)
+    latents, decoded = net.encoder(x), net.decoder(z)
+    merge_linear_bottleneck(net)
+    torch.testing.assert_close(net.encoder(x), latents)
+    torch.testing.assert_close(net.decoder(z), decoded)
 
 
 def test_a_trained_lightning_module_is_loaded_by_its_own_class(tmp_path):
@@ -225,7 +248,58 @@ class Choosing(Net):
         return self.decoder(latents) if latents.sum() > 0 else latents
 
 
+def pruned():
+    net = Net(nn.Linear(10, 6), nn.Tanh())
+    prune.l1_unstructured(net.encoder, "weight", 0.3)
+    return net
+
+
+def hooked():
+    net = Net(nn.Linear(10, 6), nn.Tanh())
+    net.encoder.register_forward_hook(lambda module, args, output: output.relu())
+    return net
+
+
+def overridden():
+    net = Net(nn.Linear(10, 6), nn.Tanh())
+    plain = net.encoder.forward
+    net.encoder.forward = lambda x: plain(x).tanh()
+    return net
+
+
+class GivenTwice(Net):
+    def forward(self, x):
+        latents = self.encoder(x)
+        return self.decoder(latents, latents)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, z, context):
+        return self.query(z) + self.key(context).tanh()
+
+
+class Normalizing(nn.Module):
+    """Different in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(10, 6)
+
+    def forward(self, x):
+        latents = self.layer(x)
+        return latents if self.training else nn.functional.normalize(latents)
+
+
 NOWHERE = {
+    "a pruned layer": pruned,
+    "a layer with a hook": hooked,
+    "a forward of the instance": overridden,
+    "latents given twice to one module": lambda: GivenTwice(relu(), Attending()),
+    "another forward pass in evaluation": lambda: Net(Normalizing(), nn.Tanh()),
     "activations on both sides": lambda: Net(relu(), nn.Sequential(nn.Tanh(), nn.Linear(6, 10))),
     "shared parameters": Tied,
     "a layer with groups": lambda: Net(nn.Conv1d(10, 6, 1, groups=2), nn.Conv1d(6, 10, 1, groups=2)),
@@ -244,6 +318,15 @@ def test_where_there_is_no_such_layer_it_says_so_and_nothing_is_changed(case):
         merge_linear_bottleneck(net)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert len(before) == len(net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "axis"), [(lambda: nn.Linear(10, 6), 1), (lambda: nn.Conv1d(10, 6, 1), -1)], ids=["Linear", "Conv1d"]
+)
+def test_a_layer_whose_features_are_on_another_axis_is_no_place(make, axis):
+    net = attach_linear_bottleneck(Net(make(), nn.Tanh()), dim=6, depth=2, feature_axis=axis)
+    with pytest.raises(ValueError, match=r"behind 'encoder.linear_bottleneck', found none"):
+        merge_linear_bottleneck(net)
 
 
 def test_bad_modules_are_refused():
