@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.optim import Optimizer
 
 from lightning_rank.insertion.participation import expect_gradients
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
@@ -19,7 +19,13 @@ from lightning_rank.optim.param_groups import (
     check_multiplier,
     linear_groups,
 )
-from lightning_rank.optim.splitting import GroupSplitter
+from lightning_rank.optim.response import response_to_learning_rate
+from lightning_rank.optim.scheduling import SplitSchedulers
+from lightning_rank.optim.splitting import SplitOptimizer
+from lightning_rank.optim.wrapping import wrapped
+
+#: Half the learning rate moves a layer half as far where the update follows it, else as far: the limit between.
+_NO_RESPONSE = 0.75
 
 
 class DepthScaledLR(Callback):
@@ -28,12 +34,16 @@ class DepthScaledLR(Callback):
     .. math:: \eta_\text{linear} = \eta / N
 
     so that the speed of the composed map does not depend on the depth ``N`` (see
-    :func:`lightning_rank.functional.inverse_depth`). The param groups are split while ``configure_optimizers`` builds
-    the optimizer, so every scheduler counts them right; and before each optimizer step the linear group's learning
-    rate is set from its partner's, so that no scheduler, resume, learning-rate finder or averaging can part them.
+    :func:`lightning_rank.functional.inverse_depth`). The param groups of the user keep their places, names and options.
+    What is linear in one of them becomes a group behind all of the user's, which names that one as its partner
+    (``depth_partner``, an index) and follows it: it has the partner's hyper-parameters, and its learning rate is set
+    from the partner's after the closure, right before the parameters change. So no scheduler, warm-up by hand, resume,
+    learning-rate finder or averaging can part them, and what is written to a group of the user's holds for all that
+    the user put there. For other options for the linear layers, give them a group of their own.
 
-    The groups are named (``base`` and the name of the bottleneck), which is what ``LearningRateMonitor`` shows; list
-    this callback before it.
+    Count groups from the front, since the linear ones are last; ``LearningRateMonitor`` shows them by name (``base``
+    and that of the bottleneck). Schedulers may be built before, in or after ``configure_optimizers``, with a value for
+    each group of the user's where they take a list, and ``get_last_lr`` tells what is applied.
 
     Weight decay keeps its end-to-end strength. Decoupled (AdamW), and coupled under plain SGD, it shrinks each of the
     ``N`` layers by :math:`1 - \eta\lambda/N` a step, so their product by
@@ -43,13 +53,18 @@ class DepthScaledLR(Callback):
     as a single matrix at :math:`\eta` would be. Coupled under Adam it is part of the gradient that Adam normalizes;
     where decay and loss balance does not depend on a learning rate.
 
-    Optimizers may be built inside ``configure_optimizers`` or earlier, as ``LightningCLI`` does, and in every form that
-    Lightning accepts. LBFGS takes one param group only and is refused.
+    Optimizers may be built inside ``configure_optimizers`` or earlier, as ``LightningCLI`` does, in every form that
+    Lightning accepts, and replaced later. One around another (SAM, Lookahead) is split once if both share their groups;
+    refused are those that do not (``ZeroRedundancyOptimizer``), and LBFGS, which takes one group only. A few trial
+    steps on copies tell whether the update follows the learning rate of a group
+    (:func:`lightning_rank.optim.response_to_learning_rate`): there is a warning where it does not (Prodigy, Adafactor
+    with a relative step), and a refusal where learning rates that differ are an error.
 
-    A checkpoint of a run without this callback resumes with it, each parameter keeping its optimizer state. To resume
-    without it a run that had it, keep it with ``multiplier=1.0``: without any, the number of param groups does not
-    fit. A run of another depth resumes where the module allows it (``strict_loading = False``): layers that both have
-    keep their state, and the new multiplier holds.
+    A checkpoint of a run without this callback resumes with it, each parameter keeping its optimizer state, and so does
+    one of 0.1, which had the linear groups right behind their partners. To resume without it a run that had it, keep it
+    with ``multiplier=1.0``: without any, the number of param groups does not fit. A run of another depth resumes where
+    the module allows it (``strict_loading = False``): layers that both have keep their state, and the new multiplier
+    holds.
 
     DDP and FSDP2 (``ModelParallelStrategy``) are tested in two processes on the CPU; FSDP works on the same terms with
     ``use_orig_params=True``, which is read off its code and not tested. Flattened parameters and DeepSpeed are refused.
@@ -63,8 +78,9 @@ class DepthScaledLR(Callback):
         TypeError: ``multiplier`` is neither a number nor ``"inverse_depth"``.
         ValueError: ``multiplier`` is not positive and finite; at the start of ``fit``, the module has no
             :class:`LinearBottleneck`.
-        MisconfigurationException: At the start of ``fit``, a bottleneck is in none of the optimizers, or the optimizer
-            or a scheduler does not accept the split groups.
+        RuntimeError: At the start of ``fit``, the groups are those of :func:`depth_scaled_param_groups`.
+        MisconfigurationException: At the start of ``fit``, a bottleneck is in none of the optimizers, or one of them
+            cannot be given further groups or learning rates.
 
     Source: Sun et al. 2021 (arXiv 2107.01301), whose abstract names the adjustment; the rule is derived here.
 
@@ -77,13 +93,14 @@ class DepthScaledLR(Callback):
         check_multiplier(multiplier)
         self.multiplier: Multiplier = multiplier
         self.tie = tie
-        self._splitter: GroupSplitter | None = None
+        self._optimizers: list[SplitOptimizer] = []
+        self._schedulers: SplitSchedulers | None = None
         self._multipliers: dict[str, float] = {}
         self._restored_multipliers: dict[str, float] = {}
-        self._undo: list[Callable[[], Any]] = []
+        self._undo = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stand in for the module's ``configure_optimizers`` while it fits."""
+        """Have the optimizers split as soon as they are configured."""
         if stage != "fit":
             return
         if type(trainer.strategy).__name__ == "DeepSpeedStrategy":
@@ -94,125 +111,139 @@ class DepthScaledLR(Callback):
             )
         self._clean_up()
         self._restored_multipliers = {}
-        attributes = vars(pl_module)
-        # An instance may have its own, as LightningCLI installs one: it is what must be there again afterwards.
-        installed = attributes.get("configure_optimizers")
-        original = pl_module.configure_optimizers
+        self._schedulers = SplitSchedulers(self._optimizers)
+        self._undo.enter_context(self._schedulers.watching())
+        setup_optimizers = trainer.strategy.setup_optimizers
 
-        def restore() -> None:
-            attributes.pop("configure_optimizers", None)
-            if installed is not None:
-                attributes["configure_optimizers"] = installed
+        def setup_and_split(trainer: Trainer) -> None:
+            setup_optimizers(trainer)
+            self._check_bottlenecks(trainer, pl_module)
+            self._settle(trainer, pl_module)
 
-        pl_module.configure_optimizers = _Interception(
-            pl_module, original, functools.partial(self._configure_split, pl_module, original)
-        )
-        self._undo.append(restore)
+        self._undo.enter_context(_replaced(trainer.strategy, "setup_optimizers", setup_and_split))
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if hasattr(callback, "finetune_function"):
+                # It adds groups, keeps account of them, and finds them again by their index from the end.
+                in_users_groups = functools.partial(self._in_users_groups, callback.on_train_epoch_start)
+                self._undo.enter_context(_replaced(callback, "on_train_epoch_start", in_users_groups))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over what was built or saved before, and say so if it was trained with other multipliers."""
+        """Take over what was saved before, and say so if it was trained with other multipliers."""
         for name, child in pl_module.named_modules():
             if isinstance(child, LinearBottleneck):
                 expect_gradients(child, plain_name(name))
-        if self._splitter is None:
-            return
-        for config in trainer.lr_scheduler_configs:
-            self._splitter.split_per_group_lists(config.scheduler.optimizer, config.scheduler)
-        restored, now = self._restored_multipliers, self._splitter.multipliers()
-        if any(restored.get(name, multiplier) != multiplier for name, multiplier in now.items()):
+        self._settle(trainer, pl_module, restored=True)
+        restored, now = self._restored_multipliers, self.state_dict()["multipliers"]
+        if restored.keys() & now.keys():
+            same = all(restored.get(name, multiplier) == multiplier for name, multiplier in now.items())
+        else:  # the bottlenecks are elsewhere in the module than they were
+            same = not restored or not now or sorted(restored.values()) == sorted(now.values())
+        if not same:
             rank_zero_warn(
                 f"DepthScaledLR: the checkpoint was trained with the multipliers {restored}; training goes on with "
                 f"{now}"
             )
-        self._apply_ties()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the ratio right for whoever reads learning rates once an epoch."""
-        self._apply_ties()
+        self._settle(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Have the ratio right for whoever reads learning rates before the step."""
-        self._apply_ties()
+        self._settle(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Split an optimizer that has come since the batch began."""
+        self._settle(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was found."""
+        """Leave trainer, schedulers and hooks as they were found."""
         self._clean_up()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was found; Lightning does not call ``teardown`` after an exception."""
+        """Leave them as they were found; Lightning does not call ``teardown`` after an exception."""
         self._clean_up()
 
     def state_dict(self) -> dict[str, Any]:
         """The multiplier of each group, by name."""
-        return {"multipliers": self._multipliers if self._splitter is None else self._splitter.multipliers()}
+        groups = [group for split in self._optimizers for group in split.linear_groups]
+        now = {group["name"]: group[MULTIPLIER_KEY] for group in groups}
+        return {"multipliers": now if self._optimizers else self._multipliers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what the checkpoint was trained with; what this callback was given holds."""
         self._restored_multipliers = dict(state_dict["multipliers"])
 
-    def _configure_split(self, pl_module: LightningModule, configure_optimizers: Callable[[], Any]) -> Any:
-        splitter = GroupSplitter(_linear_groups(pl_module, self.multiplier))
-        try:
-            with splitter.splitting():
-                configured = configure_optimizers()
-            # Some were built earlier, as LightningCLI does.
-            for optimizer in _leaves(configured):
-                if isinstance(optimizer, Optimizer):
-                    splitter.split_existing(optimizer)
-        except ValueError as error:
-            sizes = [str(len(known.param_groups)) for known in splitter.optimizers if splitter.is_split(known)]
-            if not sizes:
-                raise
-            raise MisconfigurationException(
-                f"DepthScaledLR gives the linear layers a param group of their own, and configure_optimizers then "
-                f"raised: {error}. A scheduler that takes a value for each group needs one for each of "
-                f"{', '.join(sizes)} groups, or better one for all (LambdaLR(optimizer, fn) instead of "
-                "LambdaLR(optimizer, [fn])); an optimizer that takes one group only (LBFGS) cannot be used with this "
-                "callback."
-            ) from error
-        if configured is not None:
-            for group, count in splitter.missing():
-                raise MisconfigurationException(
-                    f"DepthScaledLR: {count} of {len(group.params)} layers of {group.name!r} are in no optimizer "
-                    "that configure_optimizers returned. Pass them to one, or freeze them (requires_grad_(False))"
-                )
-        for optimizer in splitter.optimizers:
-            self._undo.append(splitter.watch(optimizer))
-            if self.tie:
-                self._undo.append(optimizer.register_step_pre_hook(splitter.tie).remove)
-        self._splitter = splitter
-        _announce(splitter)
-        return configured
+    def _settle(self, trainer: Trainer, pl_module: LightningModule, restored: bool = False) -> None:
+        """Split the optimizers that are new, tie all, and fit their schedulers."""
+        if self._schedulers is None:
+            return
+        for optimizer in trainer.optimizers:
+            split = next((split for split in self._optimizers if split.optimizer is optimizer), None)
+            if split is None:
+                self._optimizers.append(split := self._split(optimizer, pl_module))
+            split.tie()
+        for config in trainer.lr_scheduler_configs:
+            self._schedulers.fit(config.scheduler, restored)
 
-    def _apply_ties(self) -> None:
-        if self.tie and self._splitter is not None:
-            for optimizer in self._splitter.optimizers:
-                self._splitter.tie(optimizer)
+    def _split(self, optimizer: Any, pl_module: LightningModule) -> SplitOptimizer:
+        kind, linear = type(optimizer).__name__, _linear_groups(pl_module, self.multiplier)
+        try:
+            split = SplitOptimizer(optimizer, linear, self.tie)
+            self._undo.callback(split.end)
+            scaled = [group for group in split.linear_groups if group[MULTIPLIER_KEY] != 1]
+            response = response_to_learning_rate(wrapped(optimizer)[-1], scaled[0]) if scaled else None
+        except ValueError as error:
+            raise MisconfigurationException(
+                f"DepthScaledLR: {error}, so the linear layers cannot have a learning rate of their own. Leave the "
+                "callback out: build the optimizer over depth_scaled_param_groups(self, lr) where it takes several "
+                "groups and learning rates, or use another one"
+            ) from error
+        if response is not None and response > _NO_RESPONSE:
+            rank_zero_warn(
+                f"DepthScaledLR: {kind} does not follow the learning rates of its param groups: at half of it, the "
+                f"linear layers moved {response:.2f} times as far in a trial. Scaling it has little or no effect there"
+            )
+        if split.linear_groups:
+            _announce(kind, split.groups)
+        return split
+
+    def _check_bottlenecks(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every trainable layer is in an optimizer, if there is one."""
+        held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        configured = any(type(optimizer).__name__ != "_MockOptimizer" for optimizer in trainer.optimizers)
+        for group in _linear_groups(pl_module, self.multiplier):
+            missing = [p for p in group.params if p.requires_grad and id(p) not in held]
+            if configured and missing:
+                raise MisconfigurationException(
+                    f"DepthScaledLR: {len(missing)} of {len(group.params)} layers of {group.name!r} are in no "
+                    "optimizer that configure_optimizers returned. Pass them to one, or freeze them "
+                    "(requires_grad_(False))"
+                )
+
+    def _in_users_groups(self, hook: Callable[..., Any], *args: Any) -> None:
+        with ExitStack() as stack:
+            for split in self._optimizers:
+                stack.enter_context(split.users_groups())
+            hook(*args)
 
     def _clean_up(self) -> None:
         self._multipliers = self.state_dict()["multipliers"]
-        while self._undo:
-            self._undo.pop()()
-        self._splitter = None
+        self._undo.close()
+        self._schedulers = None
+        self._optimizers.clear()
 
 
-class _Interception:
-    """Stands in for a module's ``configure_optimizers``; a copy or a pickle of the module gets its own one back."""
-
-    def __init__(self, pl_module: LightningModule, original: Callable[[], Any], call: Callable[[], Any]) -> None:
-        functools.update_wrapper(self, original)
-        self.pl_module = pl_module
-        self.call = call
-
-    def __call__(self) -> Any:
-        return self.call()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # While a copy is being put together its attributes are not there yet, so this is the method of its class.
-        return getattr, (self.pl_module, "configure_optimizers")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return type(self.pl_module).configure_optimizers.__get__(memo.get(id(self.pl_module), self.pl_module))
+@contextmanager
+def _replaced(instance: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of an instance, which may have had its own or that of its class."""
+    own = {name: vars(instance)[name]} if name in vars(instance) else {}
+    setattr(instance, name, value)
+    try:
+        yield
+    finally:
+        delattr(instance, name)
+        vars(instance).update(own)
 
 
 def _linear_groups(pl_module: LightningModule, multiplier: Multiplier) -> list[LinearGroup]:
@@ -227,25 +258,10 @@ def _linear_groups(pl_module: LightningModule, multiplier: Multiplier) -> list[L
     return groups
 
 
-def _leaves(configured: Any) -> Iterator[Any]:
-    """What ``configure_optimizers`` returned, out of its lists, tuples and dicts."""
-    if isinstance(configured, dict):
-        configured = list(configured.values())
-    if isinstance(configured, list | tuple):
-        for item in configured:
-            yield from _leaves(item)
-    else:
-        yield configured
-
-
-def _announce(splitter: GroupSplitter) -> None:
-    for optimizer in splitter.optimizers:
-        if not splitter.is_split(optimizer):
-            continue
-        groups = optimizer.param_groups
-        width = max(len(group["name"]) for group in groups)
-        lines = [
-            f"  {group['name']:<{width}}  {len(group['params']):>5} tensors  lr x {group.get(MULTIPLIER_KEY, 1):g}"
-            for group in groups
-        ]
-        rank_zero_info("\n".join([f"DepthScaledLR: param groups of {type(optimizer).__name__}", *lines]))
+def _announce(kind: str, groups: list[dict[str, Any]]) -> None:
+    width = max(len(group["name"]) for group in groups)
+    lines = [
+        f"  {group['name']:<{width}}  {len(group['params']):>5} tensors  lr x {group.get(MULTIPLIER_KEY, 1):g}"
+        for group in groups
+    ]
+    rank_zero_info("\n".join([f"DepthScaledLR: param groups of {kind}", *lines]))

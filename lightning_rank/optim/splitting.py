@@ -1,251 +1,204 @@
-"""Splitting an optimizer's param groups as it is built, and keeping their learning rates tied.
+"""An optimizer whose linear parameters have param groups of their own, tied to the groups that they were in.
 
-Every group that a user makes comes apart into what is left of it and, right behind, one group for each linear
-bottleneck that has parameters in it. So the partner of a linear group is the nearest group before it that is not
-linear, whatever has been restored, rebuilt or added in the meantime.
+The user's groups keep their places. What was linear in one of them becomes a group behind all of the user's, which
+names that one as its partner: it has the partner's hyper-parameters, and the partner's learning rate times the
+multiplier, set from there right before the parameters change, whoever set the partner's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+import torch
+from torch import Tensor
 
+from lightning_rank.optim.layout import PARTNER_KEY, SCALED, Groups, arranged, in_layout_of, times
 from lightning_rank.optim.param_groups import MULTIPLIER_KEY, LinearGroup
+from lightning_rank.optim.wrapping import check_groups_can_be_added, wrapped
+
+_PER_PARAMETER = {"params", "param_names"}
 
 
-class GroupSplitter:
-    """Splits the groups of the optimizers that are built in its presence, and ties their learning rates.
+class SplitOptimizer:
+    """Splits the groups of an optimizer, and from then on ties them before each step.
 
     Args:
-        groups: The linear bottlenecks and their multipliers.
+        optimizer: The optimizer; one that is built around another shares its groups with it.
+        linear: The linear bottlenecks and their multipliers.
+        tied: Whether the linear groups follow their partners; otherwise they are split off and left alone.
 
     Attributes:
-        optimizers: The optimizers seen so far, split or not.
+        saved_layout: For each group of the state dict that was loaded last, whether it was the user's; None before.
+
+    Raises:
+        ValueError: The optimizer cannot be given further groups.
+        RuntimeError: Its groups are scaled already.
     """
 
-    def __init__(self, groups: Sequence[LinearGroup]) -> None:
-        self.groups = groups
-        self.optimizers: list[Optimizer] = []
-        self._owner = {id(parameter): group for group in groups for parameter in group.params}
-        self._given: list[list[list[nn.Parameter]]] = []  # for each optimizer, the groups as the user gave them
+    def __init__(self, optimizer: Any, linear: Sequence[LinearGroup], tied: bool = True) -> None:
+        self.optimizer = optimizer
+        self.tied = tied
+        self.saved_layout: list[bool] | None = None
+        self._linear = linear
+        self._owner = {id(parameter): group for group in linear for parameter in group.params}
+        self._place: dict[int, int] = {}  # of each parameter, in the order in which the user gave them
+        self._known: Groups = []  # the groups as they were split last
+        self._users_turn = False
+        self._undo: list[Callable[[], None]] = []
+        if any(MULTIPLIER_KEY in group and PARTNER_KEY not in group for group in optimizer.param_groups):
+            raise RuntimeError(
+                "param groups: their learning rates are scaled by depth already (depth_scaled_param_groups); use "
+                "either that function or the DepthScaledLR callback"
+            )
+        chain = wrapped(optimizer)
+        self._hyper_parameters = {key for member in chain for key in _hyper_parameters(member)}
+        self.split()
+        for member in chain:
+            # A wrapper may do without torch's constructor, and so without hooks; what is inside has them.
+            if "_optimizer_load_state_dict_pre_hooks" in vars(member):
+                self._undo.append(member.register_step_pre_hook(self._before_step).remove)
+                self._undo.append(member.register_load_state_dict_pre_hook(self._before_load).remove)
+
+    @property
+    def groups(self) -> Groups:
+        """The param groups there are."""
+        return self.optimizer.param_groups
+
+    @property
+    def linear_groups(self) -> Groups:
+        """Those that were split off."""
+        return [group for group in self.groups if PARTNER_KEY in group]
+
+    def split(self) -> None:
+        """Split what is not split yet, be it new, restored or added; doing it again changes nothing."""
+        if self._users_turn or [*map(id, self.groups)] == [*map(id, self._known)]:
+            return
+        for parameter in (parameter for group in self.groups for parameter in group["params"]):
+            self._place.setdefault(id(parameter), len(self._place))
+        users, linear = arranged(self.groups)
+        for position, user in enumerate(users):
+            linear += self._split_off(user, position)
+        linear.sort(key=lambda group: group[PARTNER_KEY])
+        for group in linear:
+            group[MULTIPLIER_KEY] = self._owner[id(group["params"][0])].multiplier
+        self._name(users, linear)
+        self._set_groups(users, linear)
+
+    def tie(self) -> None:
+        """Set each linear group from its partner; doing it again changes nothing."""
+        self.split()
+        for group in self.linear_groups if self.tied else []:
+            _follow(group, self.groups[group[PARTNER_KEY]], self._hyper_parameters)
 
     @contextmanager
-    def splitting(self) -> Iterator[None]:
-        """Split every group that is given to any optimizer meanwhile.
-
-        A scheduler that is built after its optimizer, but still inside, counts the groups as they stay.
-        """
-        add_param_group = Optimizer.add_param_group
-
-        def add_and_split(optimizer: Optimizer, param_group: dict[str, Any]) -> None:
-            add_param_group(optimizer, param_group)
-            self._split_last_group(optimizer)
-
-        Optimizer.add_param_group = add_and_split  # pyright: ignore[reportAttributeAccessIssue]
+    def users_groups(self) -> Iterator[None]:
+        """Let the optimizer have for a moment the groups that the user made, and split what it has afterwards."""
+        if self._users_turn:
+            yield
+            return
+        users, linear = arranged(self.groups)
+        before = [dict(user) for user in users]
+        for position, user in enumerate(users):
+            parts = [user, *(group for group in linear if group[PARTNER_KEY] == position)]
+            given = [parameter for part in parts for parameter in part["params"]]
+            order = sorted(range(len(given)), key=lambda index: self._place_of(given[index]))
+            for key in _PER_PARAMETER & user.keys():
+                values = [value for part in parts for value in part[key]]
+                user[key] = [values[index] for index in order]
+        self._set_groups(users, [])
+        self._users_turn = True
         try:
             yield
         finally:
-            Optimizer.add_param_group = add_param_group
-        for optimizer in self.optimizers:
-            self._name_groups(optimizer)
+            self._users_turn = False
+            for group in linear:
+                user, old = users[group[PARTNER_KEY]], before[group[PARTNER_KEY]]
+                _follow(group, user, {key for key in user if key not in old or user[key] is not old[key]})
+            for user, old in zip(users, before, strict=True):
+                user |= {key: old[key] for key in _PER_PARAMETER & old.keys()}
+            self._set_groups([*self.groups], linear)
+            self._known = []
+            self.split()
 
-    def split_existing(self, optimizer: Optimizer) -> None:
-        """Split the groups of an optimizer that was built before; its schedulers' lists are then to be stretched.
+    def end(self) -> None:
+        """Leave the groups as they are, and their learning rates to whoever sets them."""
+        while self._undo:
+            self._undo.pop()()
 
-        Raises:
-            ValueError: The optimizer takes one group only, and would miss the parameters split off.
-        """
-        if any(optimizer is known for known in self.optimizers):
-            return
-        if isinstance(optimizer, LBFGS):
-            raise ValueError("optimizer: LBFGS takes one param group only, and cannot be used with DepthScaledLR")
-        param_groups = optimizer.param_groups[:]
-        optimizer.param_groups.clear()
-        for group in param_groups:
-            optimizer.param_groups.append(group)
-            # A group of an earlier split stays behind its partner.
-            if MULTIPLIER_KEY not in group:
-                self._split_last_group(optimizer)
-        self._name_groups(optimizer)
+    def _split_off(self, user: dict[str, Any], position: int) -> Groups:
+        params, names = user["params"], user.get("param_names")
+        owners = [self._owner.get(id(parameter)) for parameter in params]
 
-    def watch(self, optimizer: Optimizer) -> Callable[[], None]:
-        """From now on split groups that are added later, too, and checkpoints saved before groups were split.
-
-        Returns:
-            A function that ends it.
-        """
-        add_param_group = optimizer.add_param_group
-
-        def add_and_split(param_group: dict[str, Any]) -> None:
-            add_param_group(param_group)
-            self._split_last_group(optimizer)
-            self._name_groups(optimizer)
-
-        optimizer.add_param_group = add_and_split
-        handle = optimizer.register_load_state_dict_pre_hook(self._split_state_dict)
-
-        def end() -> None:
-            handle.remove()
-            vars(optimizer).pop("add_param_group", None)
-
-        return end
-
-    def tie(self, optimizer: Optimizer, *_: Any) -> None:
-        """Set the learning rate of each linear group from that of its partner; doing it again changes nothing.
-
-        Its shape is that of a step-pre-hook.
-        """
-        base: dict[str, Any] = {}
-        for group in optimizer.param_groups:
-            owner = self._owner_of(group)
-            if owner is None:
-                base = group
-                continue
-            lr = base["lr"] * owner.multiplier
-            if isinstance(group["lr"], Tensor):
-                # The same tensor, for whoever captured it in a CUDA graph.
-                group["lr"].copy_(lr) if isinstance(lr, Tensor) else group["lr"].fill_(lr)
-            else:
-                group["lr"] = float(lr)
-            group[MULTIPLIER_KEY] = owner.multiplier
-
-    def is_split(self, optimizer: Optimizer) -> bool:
-        """Whether the optimizer holds linear parameters."""
-        return any(self._owner_of(group) is not None for group in optimizer.param_groups)
-
-    def multipliers(self) -> dict[str, float]:
-        """The multiplier of each linear group, by the name of the group."""
-        return {
-            group["name"]: owner.multiplier
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            if (owner := self._owner_of(group)) is not None
-        }
-
-    def missing(self) -> list[tuple[LinearGroup, int]]:
-        """The bottlenecks with trainable parameters that are in no optimizer, and how many those are."""
-        held = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
-        counts = [(group, sum(p.requires_grad and id(p) not in held for p in group.params)) for group in self.groups]
-        return [(group, count) for group, count in counts if count]
-
-    def split_per_group_lists(self, optimizer: Optimizer, scheduler: Any) -> None:
-        """Stretch a scheduler's lists, one entry for each group before they were split, to the groups there are.
-
-        Args:
-            optimizer: The optimizer that it schedules.
-            scheduler: Any of ``torch.optim.lr_scheduler``, those that hold others included.
-        """
-        for inner in getattr(scheduler, "_schedulers", []):
-            self.split_per_group_lists(optimizer, inner)
-        owners = [self._owner_of(group) for group in optimizer.param_groups]
-        rates = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
-        for name in (*rates, "base_momentums", "max_momentums", "lr_lambdas"):
-            values = getattr(scheduler, name, None)
-            if not isinstance(values, list) or len(values) != owners.count(None) or len(values) == len(owners):
-                continue
-            position, stretched = -1, []
-            for owner in owners:
-                position += owner is None
-                factor = owner.multiplier if owner is not None and name in rates else None
-                stretched.append(values[position] if factor is None else values[position] * factor)
-            setattr(scheduler, name, stretched)
-
-    def _owner_of(self, group: dict[str, Any]) -> LinearGroup | None:
-        return self._owner.get(id(group["params"][0])) if group["params"] else None
-
-    def _split_last_group(self, optimizer: Optimizer) -> None:
-        if not any(known is optimizer for known in self.optimizers):
-            self.optimizers.append(optimizer)
-            self._given.append([])
-        base = optimizer.param_groups[-1]
-        given, names = base["params"], base.get("param_names")
-        owners = [self._owner.get(id(parameter)) for parameter in given]
-        linear = [group for group in self.groups if any(owner is group for owner in owners)]
-        if linear and MULTIPLIER_KEY in base:
-            raise RuntimeError(
-                "param group: its learning rate is scaled by depth already (depth_scaled_param_groups); use either "
-                "that function or the DepthScaledLR callback"
-            )
-        self._given[self._position(optimizer)].append(given)
-        for group in [None, *linear]:
-            indices = [index for index, owner in enumerate(owners) if owner is group]
-            piece = base if group is None else {key: value for key, value in base.items() if key != "name"}
-            piece["params"] = [given[index] for index in indices]
+        def take(group: dict[str, Any], owner: LinearGroup | None) -> None:
+            indices = [index for index, known in enumerate(owners) if known is owner]
+            group["params"] = [params[index] for index in indices]
             if names is not None:
-                piece["param_names"] = [names[index] for index in indices]
-            if group is not None:
-                # Times a number, a tensor gives a new tensor: no two groups share one.
-                piece["lr"] = base["lr"] * group.multiplier
-                piece[MULTIPLIER_KEY] = group.multiplier
-                optimizer.param_groups.append(piece)
+                group["param_names"] = [names[index] for index in indices]
 
-    def _position(self, optimizer: Optimizer) -> int:
-        return next(index for index, known in enumerate(self.optimizers) if known is optimizer)
+        pieces: Groups = []
+        for owner in (group for group in self._linear if any(group is known for known in owners)):
+            pieces.append({MULTIPLIER_KEY: owner.multiplier, PARTNER_KEY: position})
+            _follow(pieces[-1], user, user)
+            take(pieces[-1], owner)
+        take(user, None)
+        return pieces
 
-    def _name_groups(self, optimizer: Optimizer) -> None:
+    def _name(self, users: Groups, linear: Groups) -> None:
         """Name the groups that have no name yet; the user's as Lightning would show them."""
-        if not self.is_split(optimizer):
-            return
-        owners = [self._owner_of(group) for group in optimizer.param_groups]
-        alone, prefix, position = owners.count(None) == 1, "", 0
-        for group, owner in zip(optimizer.param_groups, owners, strict=True):
-            if owner is None:
-                position += 1
-                prefix = "" if alone and "name" not in group else group.get("name", f"pg{position}") + "/"
-                group.setdefault("name", "base" if alone else f"pg{position}")
-            else:
-                group.setdefault("name", prefix + owner.name)
+        for position, user in enumerate(users if linear else []):
+            user.setdefault("name", "base" if len(users) == 1 else f"pg{position + 1}")
+        for group in linear:
+            partner, owner = users[group[PARTNER_KEY]]["name"], self._owner[id(group["params"][0])]
+            group.setdefault("name", owner.name if partner == "base" else f"{partner}/{owner.name}")
 
-    def _split_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
-        """Split the groups of a state dict that was saved without splitting, each parameter keeping its state.
+    def _set_groups(self, users: Groups, linear: Groups) -> None:
+        if linear:
+            check_groups_can_be_added(self.optimizer)
+        self._known = users + linear
+        for member in wrapped(self.optimizer):
+            member.param_groups[:] = self._known
+        if [*map(id, self.groups)] != [*map(id, self._known)]:
+            raise ValueError(f"{type(self.optimizer).__name__} does not keep the param groups that it is given")
 
-        Also of one saved before the bottleneck was there: its parameters then start without a state.
-        """
-        given, saved = self._given[self._position(optimizer)], state_dict["param_groups"]
-        if len(saved) == len(optimizer.param_groups):
-            return self._fit_depth(optimizer, state_dict)
-        if len(saved) != len(given):
+    def _place_of(self, parameter: Tensor) -> int:
+        return self._place.get(id(parameter), len(self._place))
+
+    def _before_load(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        self.split()
+        self.saved_layout = [MULTIPLIER_KEY not in group for group in state_dict["param_groups"]]
+        return in_layout_of(self.groups, state_dict, self._place_of) if self.linear_groups else None
+
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Tie, and again after the closure, in which Lightning runs the training step and most of its hooks."""
+        self.tie()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
             return None
-        fresh = 1 + max((key for group in saved for key in group["params"]), default=-1)
-        position = -1
-        groups: list[dict[str, Any]] = []
-        keys: dict[int, int] = {}
-        for current in optimizer.param_groups:
-            owner = self._owner_of(current)
-            if owner is None:
-                position += 1
-                known, saved_keys = given[position], saved[position]["params"]
-                if len(saved_keys) < len(known):
-                    known = [parameter for parameter in known if id(parameter) not in self._owner]
-                if len(saved_keys) != len(known):
-                    return None
-                keys = {id(parameter): key for parameter, key in zip(known, saved_keys, strict=True)}
-            piece = {**saved[position], "name": current["name"], "params": []}
-            if owner is not None:
-                piece |= {"lr": piece["lr"] * owner.multiplier, MULTIPLIER_KEY: owner.multiplier}
-            for parameter in current["params"]:
-                if id(parameter) not in keys:
-                    keys[id(parameter)], fresh = fresh, fresh + 1
-                piece["params"].append(keys[id(parameter)])
-            if "param_names" in current:
-                piece["param_names"] = current["param_names"]
-            groups.append(piece)
-        return {**state_dict, "param_groups": groups}
 
-    def _fit_depth(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Fit a split state dict of another depth: layers that both have keep their state, others start without."""
-        saved, state = state_dict["param_groups"], dict(state_dict["state"])
-        fresh = 1 + max((key for group in saved for key in group["params"]), default=-1)
-        groups: list[dict[str, Any]] = []
-        for current, group in zip(optimizer.param_groups, saved, strict=True):
-            depth, keys = len(current["params"]), group["params"]
-            if self._owner_of(current) is not None and len(keys) != depth:
-                for key in keys[depth:]:
-                    state.pop(key, None)
-                keys = [*keys[:depth], *range(fresh, fresh + depth - len(keys))]
-                fresh += depth
-                group = {key: value for key, value in group.items() if key != "param_names"} | {"params": keys}
-            groups.append(group)
-        return {**state_dict, "state": state, "param_groups": groups}
+        def closure_then_tie() -> Any:
+            loss = closure()
+            self.tie()
+            return loss
+
+        if "closure" in kwargs:
+            return args, kwargs | {"closure": closure_then_tie}
+        return (*args[:1], closure_then_tie, *args[2:]), kwargs
+
+
+def _hyper_parameters(optimizer: Any) -> set[str]:
+    """What the optimizer takes as an argument; its other defaults, such as a count of steps, are state of a group."""
+    return set(getattr(optimizer, "defaults", ())) & set(inspect.signature(type(optimizer)).parameters) | {"lr"}
+
+
+def _follow(group: dict[str, Any], partner: dict[str, Any], keys: Container[str]) -> None:
+    """Set what a linear group has from its partner."""
+    for key in [key for key in partner if key in keys and key not in _PER_PARAMETER | {"name"}]:
+        # Times a number, a tensor gives a new tensor: no two groups share one.
+        value = times(partner[key], group[MULTIPLIER_KEY]) if key in SCALED else partner[key]
+        if isinstance(group.get(key), Tensor):
+            # The same tensor, for whoever captured it in a CUDA graph.
+            with torch.no_grad():
+                group[key].copy_(value) if isinstance(value, Tensor) else group[key].fill_(value)
+        else:
+            group[key] = value

@@ -1,4 +1,4 @@
-"""Trains under FSDP2 in as many processes as torchrun starts, and writes what came out; not a test by itself."""
+"""Trains and resumes under FSDP2 in as many processes as torchrun starts, and writes what came out; not a test."""
 
 import sys
 from pathlib import Path
@@ -32,14 +32,28 @@ class Keep(Callback):
         torch.save((weights, ratios.ratios, monitor.history), self.path / str(trainer.global_rank))
 
 
-ratios, monitor = features.Ratios(), EffectiveRankMonitor()
-if __name__ == "__main__":
+ratios = features.Ratios()
+
+
+def train(directory, epochs, ckpt_path=None):
+    global monitor
     torch.manual_seed(0)
-    tiny.trainer(
-        callbacks=[DepthScaledLR(), monitor, ratios, Keep(Path(sys.argv[1]))],
+    monitor = EffectiveRankMonitor()
+    trainer = tiny.trainer(
+        callbacks=[DepthScaledLR(), monitor, ratios, Keep(directory)],
         devices=2,
         strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-        max_epochs=4,
-    ).fit(features.attached(Sharded()), tiny.loader(16, 8), tiny.loader(21, 8, seed=2))
+        max_epochs=epochs,
+    )
+    loaders = tiny.loader(16, 8), tiny.loader(21, 8, seed=2)
+    weights_only = None if ckpt_path is None else False
+    trainer.fit(features.attached(Sharded()), *loaders, ckpt_path=ckpt_path, weights_only=weights_only)
+    return trainer
+
+
+if __name__ == "__main__":
+    directory = Path(sys.argv[1])
+    train(directory, 2).save_checkpoint(directory / "sharded", weights_only=False)
+    train(directory, 4, directory / "sharded")
     # Left to the interpreter's exit, the threads of gloo abort the process now and then.
     torch.distributed.destroy_process_group()

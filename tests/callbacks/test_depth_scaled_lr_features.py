@@ -44,6 +44,8 @@ class Ratios(Callback):
 
         def read(optimizer, args, kwargs):
             base = None
+            if optimizer.param_groups[0]["lr"] == 0:
+                return  # the step with which FSDP2 makes room for the state that it loads
             for group in optimizer.param_groups:
                 kinds = {owners.get(id(p)) is None for p in group["params"]}
                 assert len(kinds) <= 1, "linear and other parameters are never in one group"
@@ -290,8 +292,7 @@ def test_the_learning_rate_monitor_shows_the_ratio(first, tmp_path):
     base, linear = header.index("lr-Adam/base"), header.index("lr-Adam/encoder.linear_bottleneck")
     rows = [line.split(",") for line in lines[1:]]
     assert len(rows) == 8
-    if first:
-        assert all(float(row[linear]) == pytest.approx(float(row[base]) / 4) for row in rows)
+    assert all(float(row[linear]) == float(row[base]) / 4 for row in rows)
 
 
 def test_fit_twice_with_the_same_callback_and_two_trainers_one_after_the_other():
@@ -346,10 +347,10 @@ def test_beside_the_monitor_and_validation():
     ratios.check(8)
 
 
-def test_fsdp2_in_two_processes_keeps_the_ratio_and_agrees_with_one(tmp_path):
+def test_fsdp2_in_two_processes_resumed_keeps_the_ratio_and_agrees_with_one(tmp_path):
     program = Path(__file__).with_name("fsdp2_program.py")
     start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    paths = os.pathsep.join([str(program.parent), str(program.parents[1])])
+    paths = os.pathsep.join(map(str, program.parents[:3]))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     subprocess.run([*start, str(program), str(tmp_path)], env=environment, check=True, timeout=200, capture_output=True)
     # The two batches of 8, one in each process, are the batch of 16 that one process sees.

@@ -131,11 +131,14 @@ class BiasFree(tiny.TinyAutoencoder):
 
 
 class Recorder(Callback):
-    """The groups as each optimizer step finds them: (is linear, lr, momentum or betas)."""
+    """The groups as each optimizer step finds them: (index of the partner of a linear group, lr, momentum or betas)."""
+
+    def __init__(self, partners):
+        self.steps, self.partners = [], partners
 
     def on_fit_start(self, trainer, pl_module):
-        self.steps = []
-        self.linear = {id(parameter) for parameter in pl_module.encoder.linear_bottleneck.parameters()}
+        layers = pl_module.encoder.linear_bottleneck.parameters()
+        self.partner_of = {id(layer): partner for layer, partner in zip(layers, self.partners, strict=True)}
         trainer.optimizers[0].register_step_pre_hook(self.read)
 
     def read(self, optimizer, args, kwargs):
@@ -143,7 +146,7 @@ class Recorder(Callback):
         self.steps.append(
             [
                 (
-                    bool(group["params"]) and all(id(p) in self.linear for p in group["params"]),
+                    self.partner_of.get(id(group["params"][0])) if group["params"] else None,
                     float(group["lr"]),
                     group.get("momentum"),
                     group.get("betas"),
@@ -166,7 +169,7 @@ def record(optimizer, scheduler, interval, frequency, *callbacks, built=BUILT[0]
 
     # LightningCLI builds both long before configure_optimizers is called.
     model.configure_optimizers = build if built == BUILT[0] else functools.partial(lambda earlier: earlier, build())
-    recorder = Recorder()
+    recorder = Recorder([0, 0, 1, 2] if optimizer == "several groups" else [0] * DEPTH)
     tiny.trainer(callbacks=[*callbacks, recorder], max_epochs=3).fit(model, tiny.loader())
     return recorder.steps
 
@@ -195,12 +198,10 @@ def test_ratio_holds_at_every_step_and_the_users_groups_are_scheduled_as_before(
     steps = record(optimizer, scheduler, interval, frequency, DepthScaledLR(), built=built)
     assert len(steps) == len(expected) >= 12
     for groups, before in zip(steps, expected, strict=True):
-        users = []
-        for linear, *settings in groups:
-            if linear:
-                # 1/4 is exact in binary, so the ratio is, too.
-                assert settings == [users[-1][0] / DEPTH, *users[-1][1:]]
-            else:
-                users.append(settings)
-        assert [linear for linear, *_ in groups].count(True) >= 1
+        # The user's groups come first, as they were without the callback.
+        users = [settings for _, *settings in groups[: len(before)]]
         assert users == [settings for _, *settings in before]
+        assert len(groups) == 2 * len(before)
+        for partner, *settings in groups[len(before) :]:
+            # 1/4 is exact in binary, so the ratio is, too.
+            assert settings == [users[partner][0] / DEPTH, *users[partner][1:]]

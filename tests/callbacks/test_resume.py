@@ -1,17 +1,26 @@
 """A run that was interrupted and resumed ends as the unbroken one."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from torch.optim import lr_scheduler
 
-from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck, depth_scaled_param_groups
+from lightning_rank import (
+    DepthScaledLR,
+    EffectiveRankMonitor,
+    LinearBottleneck,
+    attach_linear_bottleneck,
+    depth_scaled_param_groups,
+)
 
 EPOCHS = 5
+SPLIT_BY_0_1 = Path(__file__).parents[1] / "data/split_0.1.ckpt"
 
 
 class Crash(Callback):
@@ -226,6 +235,80 @@ def test_another_depth_is_refused_with_the_names_of_the_layers(tmp_path):
     stage(path, 1, DepthScaledLR())
     with pytest.raises(RuntimeError, match=r"Unexpected key.*linear_bottleneck\.layers\.2\.weight"):
         stage(path, 2, DepthScaledLR(), model=tiny.tiny(depth=2))
+
+
+def as_saved_by_0_1(depth=4):
+    """The module whose checkpoint is ``split_0.1.ckpt``: two groups, each with layers of the bottleneck."""
+    model = tiny.tiny(depth=depth)
+
+    def configure_optimizers():
+        layers = list(model.encoder.linear_bottleneck.parameters())
+        encoder, decoder = [model.encoder.weight, model.encoder.bias], list(model.decoder.parameters())
+        groups = [
+            {"params": [*encoder, *layers[:2]]},
+            {"params": [*layers[2:], *decoder], "lr": 2e-2, "name": "decoder"},
+        ]
+        optimizer = torch.optim.Adam(groups, lr=1e-2)
+        scheduler = lr_scheduler.LambdaLR(optimizer, [lambda step: 0.9**step, lambda step: 0.8**step])
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    model.configure_optimizers = configure_optimizers
+    return model
+
+
+def test_a_checkpoint_with_linear_groups_right_behind_their_partners_resumes_as_it_would_have_then():
+    saved = torch.load(SPLIT_BY_0_1, weights_only=True)
+    (optimizer,) = saved["optimizer_states"]
+    assert [group["name"] for group in optimizer["param_groups"]] == [
+        "pg1",
+        "pg1/linear_bottleneck",
+        "decoder",
+        "decoder/linear_bottleneck",
+    ]
+    layers = [f"encoder.linear_bottleneck.layers.{layer}.weight" for layer in range(4)]
+    order = ["encoder.weight", "encoder.bias", *layers[:2], "decoder.weight", "decoder.bias", *layers[2:]]
+    model, lrs = as_saved_by_0_1(), LRs()
+    trainer = tiny.trainer(callbacks=[DepthScaledLR(), lrs], max_epochs=3)
+    trainer.fit(model, tiny.loader(), ckpt_path=SPLIT_BY_0_1, weights_only=True)
+    assert set(lrs.restored) == set(order)
+    for key, name in enumerate(order):
+        for entry, value in optimizer["state"][key].items():
+            torch.testing.assert_close(lrs.restored[name][entry], value, rtol=0, atol=0)
+    # The first step is at the learning rates that were saved.
+    rates = [(1e-2 * 0.9**8, 2e-2 * 0.9**8), *((1e-2 * 0.9**step, 2e-2 * 0.8**step) for step in range(9, 12))]
+    assert lrs.steps == [pytest.approx([one, other, one / 4, other / 4], rel=1e-12) for one, other in rates]
+    (scheduler,) = trainer.lr_scheduler_configs
+    assert scheduler.scheduler.base_lrs == [1e-2, 2e-2, 2.5e-3, 5e-3]
+    assert [group["depth_partner"] for group in trainer.optimizers[0].param_groups[2:]] == [0, 1]
+
+
+def test_a_checkpoint_of_0_1_with_another_multiplier_is_said():
+    with pytest.warns(UserWarning, match=r"trained with the multipliers .*'pg1/linear_bottleneck': 0.25.*goes on with"):
+        tiny.trainer(callbacks=[DepthScaledLR(0.5)], max_epochs=3).fit(
+            as_saved_by_0_1(), tiny.loader(), ckpt_path=SPLIT_BY_0_1, weights_only=True
+        )
+
+
+def test_a_second_bottleneck_starts_without_a_state(tmp_path):
+    class Two(tiny.TinyAutoencoder):
+        def __init__(self):
+            super().__init__()
+            self.decoder = nn.Sequential(LinearBottleneck(tiny.DIM, 2, gain=1.0), nn.Linear(tiny.DIM, tiny.FEATURES))
+            self.strict_loading = False
+
+    path = tmp_path / "last.ckpt"
+    trainer, before, _ = stage(path, 2, DepthScaledLR(), scheduler="LambdaLR")
+    saved = {name: trainer.optimizers[0].state[p]["exp_avg"] for name, p in before.named_parameters()}
+    model = attach_linear_bottleneck(Two(), dim=tiny.DIM, depth=4, gain=1.0)
+    checkpoint = torch.load(path, weights_only=True)
+    names = {name: name.replace("decoder.", "decoder.1.") for name in checkpoint["state_dict"]}
+    checkpoint["state_dict"] = {names[name]: value for name, value in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, path)
+    _, _, lrs = stage(path, 3, DepthScaledLR(), scheduler="LambdaLR", model=model)
+    assert set(lrs.restored) == set(names.values())
+    for name, value in saved.items():
+        assert torch.equal(lrs.restored[names[name]]["exp_avg"], value)
+    assert all(rates == [rates[0], rates[0] / 4, rates[0] / 2] for rates in lrs.steps)
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")

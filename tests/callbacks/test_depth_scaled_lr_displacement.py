@@ -1,0 +1,188 @@
+"""The promise of DepthScaledLR as displacements: wherever learning rates are set by hand, the ratio holds."""
+
+import pytest
+import tiny
+import torch
+from displacement import Displacement
+from lightning.pytorch import Callback
+from lightning.pytorch.plugins import MixedPrecision
+
+from lightning_rank import DepthScaledLR, attach_linear_bottleneck
+
+HOOKS = [
+    "on_train_batch_start",
+    "training_step",
+    "on_before_zero_grad",
+    "optimizer_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "configure_gradient_clipping",
+    "optimizer_step",
+    "on_train_batch_end",
+]
+CALLBACK_HOOKS = [hook for hook in HOOKS if hasattr(Callback, hook)]
+WARM_UP = [1e-2 * min(1.0, (step + 1) / 5) for step in range(8)]
+
+
+class Plain(tiny.TinyAutoencoder):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
+class Manual(Plain):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class ManualWithClosure(Manual):
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+
+        def closure():
+            optimizer.zero_grad()
+            self.manual_backward(Plain.training_step(self, batch, batch_idx))
+
+        optimizer.step(closure)
+
+
+def set_rates(module):
+    """The classic warm-up by hand."""
+    for optimizer in module.trainer.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = WARM_UP[module.global_step]
+
+
+def warming_up(cls, hook):
+    """The class, with a warm-up at the beginning of one of its hooks."""
+
+    def warm(self, *args, **kwargs):
+        if self.global_step < len(WARM_UP):
+            set_rates(self)
+        return getattr(cls, hook)(self, *args, **kwargs)
+
+    return type(f"In_{hook}", (cls,), {hook: warm})
+
+
+def displaced(model, *callbacks, **options):
+    """The learning rates in effect at each of eight steps."""
+    torch.manual_seed(0)
+    model = attach_linear_bottleneck(model, dim=tiny.DIM, depth=4, gain=1.0)
+    displacement = Displacement()
+    tiny.trainer(callbacks=[*callbacks, displacement], **options).fit(model, tiny.loader())
+    assert len(displacement.steps) == 8
+    return displacement.steps
+
+
+def check(steps, hook="training_step"):
+    rates = [1e-2, *WARM_UP[1:]] if hook == "on_train_batch_end" else WARM_UP
+    torch.testing.assert_close(steps, [(rate, rate / 4) for rate in rates], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_rates_set_in_a_hook_of_the_module(hook):
+    check(displaced(warming_up(Plain, hook)(), DepthScaledLR()), hook)
+
+
+@pytest.mark.parametrize("cls", [Manual, ManualWithClosure])
+@pytest.mark.parametrize("hook", ["training_step", "on_after_backward", "on_before_optimizer_step"])
+def test_rates_set_under_manual_optimization(cls, hook):
+    check(displaced(warming_up(cls, hook)(), DepthScaledLR()), hook)
+
+
+def test_rates_set_in_a_closure_of_the_user():
+    class InClosure(ManualWithClosure):
+        def manual_backward(self, loss, *args, **kwargs):
+            super().manual_backward(loss, *args, **kwargs)
+            set_rates(self)
+
+    check(displaced(InClosure(), DepthScaledLR()))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("hook", CALLBACK_HOOKS)
+def test_rates_set_in_a_hook_of_another_callback(hook, first):
+    def warm(trainer, pl_module, *args):
+        if pl_module.global_step < len(WARM_UP):
+            set_rates(pl_module)
+
+    other = Callback()
+    setattr(other, hook, warm)
+    callbacks = [other, DepthScaledLR()] if first else [DepthScaledLR(), other]
+    check(displaced(Plain(), *callbacks), hook)
+
+
+def test_rates_set_by_index():
+    class ByIndex(tiny.TinyAutoencoder):
+        def configure_optimizers(self):
+            groups = [{"params": self.encoder.parameters()}, {"params": self.decoder.parameters()}]
+            return torch.optim.SGD(groups, lr=1e-2)
+
+        def on_train_batch_start(self, batch, batch_idx):
+            self.optimizers().param_groups[1]["lr"] = 1e-3
+
+    class Rates(Displacement):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            moved = {n: (self.before[n] - p.detach()).norm() / self.gradients[n].norm() for n, p in named(pl_module)}
+            self.steps.append({name: round(float(rate), 5) for name, rate in moved.items()})
+
+    def named(module):
+        return list(module.named_parameters())
+
+    rates = Rates()
+    model = attach_linear_bottleneck(ByIndex(), dim=tiny.DIM, depth=4, gain=1.0)
+    tiny.trainer(callbacks=[DepthScaledLR(), rates]).fit(model, tiny.loader())
+    linear = [f"encoder.linear_bottleneck.layers.{layer}.weight" for layer in range(4)]
+    expected = dict.fromkeys(["encoder.weight", "encoder.bias"], 1e-2) | dict.fromkeys(linear, 2.5e-3)
+    assert rates.steps == [expected | dict.fromkeys(["decoder.weight", "decoder.bias"], 1e-3)] * 8
+
+
+def test_with_a_gradient_scaler():
+    scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**7))
+    for hook in ("training_step", "on_before_optimizer_step"):
+        steps = displaced(warming_up(Plain, hook)(), DepthScaledLR(), plugins=scaled)
+        torch.testing.assert_close(steps, [(rate, rate / 4) for rate in WARM_UP], rtol=2e-2, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own
+def test_with_a_compiled_optimizer():
+    class Compiled(Plain):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            optimizer.step = torch.compile(optimizer.step, backend="eager")
+            return optimizer
+
+    check(displaced(warming_up(Compiled, "on_train_batch_start")(), DepthScaledLR()))
+
+
+class Replacing(Plain):
+    """Takes another optimizer in the middle of training."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def replace(self, where):
+        if where == self.where and self.global_step == 3:
+            self.trainer.optimizers = [torch.optim.SGD(self.parameters(), lr=3e-2)]
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.replace("on_train_batch_start")
+
+    def training_step(self, batch, batch_idx):
+        self.replace("training_step")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(("where", "step"), [("on_train_batch_start", 3), ("training_step", 4)])
+def test_an_optimizer_that_replaces_another_is_split_too(where, step):
+    rates = [1e-2] * step + [3e-2] * (8 - step)
+    steps = displaced(Replacing(where), DepthScaledLR())
+    torch.testing.assert_close(steps, [(rate, rate / 4) for rate in rates], rtol=1e-3, atol=0)
