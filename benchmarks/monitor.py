@@ -159,7 +159,8 @@ def _peak_bytes(n: int, dim: int) -> int:
     metric, peak = LatentSpectrum(dim), 0
     for batch in torch.zeros(min(n, 8192), dim).split(BATCH):
         metric.update(batch)
-        peak = max(peak, sum(rows.nbytes for rows in metric.pending) + metric.moments.nbytes)
+        held = metric.pending.untyped_storage().nbytes() + metric.scatter.nbytes + metric.mean.nbytes
+        peak = max(peak, held)
     return peak
 
 

@@ -120,11 +120,11 @@ def wide(dim: int, n: int = 8192) -> str:
     start = time.perf_counter()
     for _ in range(n // 256):
         metric.update(torch.randn(256, dim))
-    metric._flush()
+    metric.as_moments()
     accumulated = time.perf_counter() - start
     metric.compute()
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    state = 8 * (dim + 1) ** 2 / 2**20
+    state = metric.scatter.nbytes / 2**20
     row = [dim, n, accumulated, time.perf_counter() - start - accumulated, state, more, f"{more / state:.1f}"]
     header = ["dim", "rows", "taking in, s", "decomposing, s", "state, MiB", "peak above start, MiB", "peak / state"]
     return report.markdown(header, [row])

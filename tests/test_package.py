@@ -32,6 +32,7 @@ def test_the_public_names_are_those_of_the_contract():
         "NumericalRank",
         "ParticipationRatio",
         "StableRank",
+        "synchronize",
     }
     assert set(lightning_rank.sampling.__all__) == {"LatentSampler"}
     assert set(lightning_rank.compression.__all__) == {"Truncation", "load_truncated", "truncate_linear_bottleneck"}

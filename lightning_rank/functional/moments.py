@@ -30,26 +30,30 @@ class Moments(NamedTuple):
     scatter: Tensor
 
 
-def row_moments(rows: Tensor) -> Moments:
+def row_moments(rows: Tensor, *, overwrite: bool = False) -> Moments:
     """Moments of the rows that are finite; the others are left out.
 
     The rows are centred by their own mean before they are multiplied, so that an offset, however large, costs no
-    digits. Nothing is read back to the host.
+    digits. Nothing is read back from a device to the host.
 
     Args:
         rows: Real floating-point tensor, shape ``(n, dim)``. A row with NaN, an infinity or a norm beyond 1e150 is
             left out, and not counted in ``n``.
+        overwrite: Work in ``rows``, which are float64 and lost afterwards, instead of in a copy.
 
     Example:
         >>> row_moments(torch.tensor([[1.0], [3.0], [float("nan")]]))
         Moments(n=tensor(2., dtype=torch.float64), mean=tensor([2.], dtype=torch.float64),
                 scatter=tensor([[2.]], dtype=torch.float64))
     """
-    # One copy, then in place: fresh memory costs more than the arithmetic on it.
-    rows = rows.to(torch.float64, copy=True)
-    # 1 for good rows and 0 for bad ones: to branch would make the host wait, and torch.where is slow on a column.
-    good = (torch.linalg.vector_norm(rows, dim=-1) <= _LONGEST).to(torch.float64)
-    rows.nan_to_num_(0, 0, 0).mul_(good[:, None])
+    # All in one place: fresh memory costs more than the arithmetic on it.
+    rows = rows if overwrite else rows.to(torch.float64, copy=True)
+    good = rows.new_ones(len(rows))
+    # On the CPU one norm tells that all is well; elsewhere to ask would make the host wait.
+    if not (rows.is_cpu and torch.linalg.vector_norm(rows) <= _LONGEST):
+        # 1 for good rows and 0 for bad ones; torch.where is slow on a column.
+        good = (torch.linalg.vector_norm(rows, dim=-1) <= _LONGEST).to(torch.float64)
+        rows.nan_to_num_(0, 0, 0).mul_(good[:, None])
     count = good.sum()
     mean = rows.sum(0) / count.clamp(min=1)
     return Moments(count, mean, _gram(rows.addr_(good, mean, alpha=-1)))
@@ -72,8 +76,33 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     count = first.n + second.n
     weight = second.n / count.clamp(min=1)
     delta = second.mean - first.mean
-    scatter = torch.addr(first.scatter + second.scatter, delta * (first.n * weight), delta)
+    scatter = torch.addr(first.scatter, delta * (first.n * weight), delta).add_(second.scatter)
     return Moments(count, first.mean + delta * weight, scatter)
+
+
+def pool_moments(n: Tensor, mean: Tensor, scatter: Tensor) -> Moments:
+    r"""Moments of several sets of rows together, from the counts and means of each and the sum of their scatters.
+
+    .. math::
+        M = \sum_i M_i + \sum_i n_i (\bar z_i - \bar z) (\bar z_i - \bar z)^T
+
+    Args:
+        n: Counts, shape ``(sets,)``.
+        mean: Means, shape ``(sets, dim)``.
+        scatter: Sum of the scatters, shape ``(dim, dim)``; written into.
+
+    Source: Chan, Golub and LeVeque 1983, as :func:`merge_moments`.
+
+    Example:
+        >>> sets = [row_moments(torch.tensor([[1.0]])), row_moments(torch.tensor([[3.0]]))]
+        >>> n, mean, scatter = (torch.stack(parts) for parts in zip(*sets))
+        >>> pool_moments(n, mean, scatter.sum(0)).scatter
+        tensor([[2.]], dtype=torch.float64)
+    """
+    count = n.sum()
+    pooled = (n @ mean) / count.clamp(min=1)
+    between = mean - pooled
+    return Moments(count, pooled, scatter.addmm_(between.T * n, between))
 
 
 def finite_moments(batches: Iterable[Tensor], argument: str) -> Moments:
@@ -156,11 +185,35 @@ def _deviations(ascending_variances: Tensor, n: Tensor) -> Tensor:
     return torch.where(n == 0, torch.nan, variances.sqrt())
 
 
+def upper_strips(matrix: Tensor) -> list[Tensor]:
+    """Views of a square matrix that hold all on and above the diagonal: strips of rows, from the diagonal on.
+
+    Example:
+        >>> [tuple(strip.shape) for strip in upper_strips(torch.zeros(80, 80))]
+        [(32, 80), (32, 48), (16, 16)]
+    """
+    dim = len(matrix)
+    height = max(32, -(-dim // 8))
+    return [matrix[start : start + height, start:] for start in range(0, dim, height)]
+
+
+def mirror_upper(matrix: Tensor) -> Tensor:
+    """Write what stands above the diagonal below it, and return the matrix."""
+    for strip in upper_strips(matrix):
+        start, end = _extent(strip, matrix)
+        matrix[end:, start:end] = strip[:, end - start :].T
+    return matrix
+
+
 def _gram(rows: Tensor) -> Tensor:
-    """``rows^T rows`` from the blocks on and above the diagonal: 5/8 of the multiplications."""
-    dim = rows.shape[1]
-    block = max(32, -(-dim // 4))
-    gram = rows.new_empty(dim, dim)
-    for start in range(0, dim, block):
-        torch.mm(rows[:, start : start + block].T, rows[:, start:], out=gram[start : start + block, start:])
-    return gram.triu() + gram.triu(1).T
+    """``rows^T rows`` with little more than half of the multiplications."""
+    gram = rows.new_empty(rows.shape[1], rows.shape[1])
+    for strip in upper_strips(gram):
+        start, end = _extent(strip, gram)
+        torch.mm(rows[:, start:end].T, rows[:, start:], out=strip)
+    return mirror_upper(gram)
+
+
+def _extent(strip: Tensor, matrix: Tensor) -> tuple[int, int]:
+    start = len(matrix) - strip.shape[1]
+    return start, start + len(strip)

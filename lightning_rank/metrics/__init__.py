@@ -2,5 +2,6 @@
 
 from lightning_rank.metrics.latent_spectrum import LatentSpectrum
 from lightning_rank.metrics.rank import EffectiveRank, NumericalRank, ParticipationRatio, StableRank
+from lightning_rank.metrics.synchronization import synchronize
 
-__all__ = ["EffectiveRank", "LatentSpectrum", "NumericalRank", "ParticipationRatio", "StableRank"]
+__all__ = ["EffectiveRank", "LatentSpectrum", "NumericalRank", "ParticipationRatio", "StableRank", "synchronize"]

@@ -1,5 +1,6 @@
 """The spectrum of the latents of a whole split, accumulated batch by batch."""
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,11 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
 from lightning_rank.functional.moments import Moments, merge_moments, principal_deviations, row_moments
+from lightning_rank.metrics.pooling import Share, pool_shares
 
-_BUFFERED_ROWS = 1024
+# Rows that are multiplied at once, or as many as features: beside the product, what else is done to dim^2 numbers then
+# costs little.
+_BUFFERED_ROWS = 2048
 
 
 class LatentSpectrum(Metric):
@@ -24,12 +29,15 @@ class LatentSpectrum(Metric):
     number of rows. A value below 5e-8 of the largest cannot be told from rounding and reads 0.
 
     A row with NaN or an infinity is dropped and counted in :attr:`dropped_rows`. ``update`` never waits for the device
-    and never communicates.
+    and never communicates; ``compute`` sums over the processes in one collective.
 
     Args:
         dim: Width of the latents.
         feature_axis: Axis of the latents that holds the features. ``None`` takes axis 1 of ``(B, dim, H, W)`` and the
             last of others; every position counts as a row.
+        max_rows: Take in at most so many rows of a batch: one of every k, for the smallest k that does. Which ones
+            depends on the number of updates so far alone, and every row is as likely; :attr:`samples` says how many
+            there were. ``None`` takes all.
         kwargs: Those of :class:`torchmetrics.Metric`.
 
     Shape:
@@ -37,8 +45,8 @@ class LatentSpectrum(Metric):
         of the latents (a scalar at ``dim=1``, as torchmetrics has it); NaN if there were no rows.
 
     Raises:
-        TypeError: ``dim`` is not an int, or latents are not a real floating-point tensor.
-        ValueError: ``dim`` < 1, or latents are not ``dim`` wide.
+        TypeError: ``dim`` or ``max_rows`` is not an int, or latents are not a real floating-point tensor.
+        ValueError: ``dim`` or ``max_rows`` < 1, or latents are not ``dim`` wide.
 
     Source: moments merged after Chan, Golub and LeVeque 1983.
 
@@ -54,22 +62,33 @@ class LatentSpectrum(Metric):
     higher_is_better = None
     full_state_update = False
 
-    moments: Tensor
+    count: Tensor
+    mean: Tensor
+    scatter: Tensor
     dropped: Tensor
-    pending: list[Tensor]
+    pending: Tensor
 
-    def __init__(self, dim: int, *, feature_axis: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, dim: int, *, feature_axis: int | None = None, max_rows: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(dim, int) or isinstance(dim, bool):
-            raise TypeError(f"dim: expected an int, got {type(dim).__name__} ({dim!r})")
-        if dim < 1:
-            raise ValueError(f"dim: expected 1 or more, got {dim}")
+        for name, value in (("dim", dim), ("max_rows", 1 if max_rows is None else max_rows)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name}: expected an int, got {type(value).__name__} ({value!r})")
+            if value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")
         self.dim = dim
         self.feature_axis = feature_axis
-        # One state for count, mean and second moment, since only together they can be merged; one collective, too.
-        self.add_state("moments", torch.zeros(dim + 1, dim + 1, dtype=torch.float64), dist_reduce_fx=_merge_stacked)
-        self.add_state("dropped", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("pending", [], dist_reduce_fx=None)
+        self.max_rows = max_rows
+        # No tensor of the state is ever written into: members of a compute group share them, and one made in inference
+        # mode must not be written into outside.
+        self.add_state("count", torch.zeros((), dtype=torch.float64))
+        self.add_state("mean", torch.zeros(dim, dtype=torch.float64))
+        self.add_state("scatter", torch.zeros(dim, dim, dtype=torch.float64))
+        self.add_state("dropped", torch.zeros((), dtype=torch.int64))
+        # Rows that are yet to be multiplied: the first of the buffer, which is used again when they have been.
+        self.add_state("pending", torch.zeros(0, dim, dtype=torch.float64))
+        self._buffer: Tensor | None = None
 
     @property
     def samples(self) -> Tensor:
@@ -93,10 +112,11 @@ class LatentSpectrum(Metric):
                 f"latents: expected {self.dim} features on axis {axis} of at least two, got shape "
                 f"{tuple(latents.shape)}; set dim to their width, or feature_axis to the axis that holds the features"
             )
-        # A copy: the next layer may write into its input.
-        self.pending.append(as_rows(latents.detach(), axis).clone())
-        if sum(len(rows) for rows in self.pending) >= _BUFFERED_ROWS:
-            self._flush()
+        if self.max_rows is None or latents.numel() <= self.max_rows * self.dim:
+            rows = as_rows(latents.detach(), axis)
+        else:
+            rows = _spread_rows(latents.detach().movedim(axis, -1), self.max_rows, self.update_count)
+        self._take(rows.to(self.scatter.device))
 
     def compute(self) -> Tensor:
         """The standard deviations of everything taken in, shape ``(dim,)``."""
@@ -109,12 +129,69 @@ class LatentSpectrum(Metric):
     def as_moments(self) -> Moments:
         """Count, mean and scatter of the rows, of the state as it stands."""
         self._flush()
-        return _unpack(self.moments)
+        return Moments(self.count, self.mean, self.scatter)
 
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """As in torchmetrics; only the moments cross processes, never rows."""
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        self._buffer = None  # who has seen the state may hold rows of it
+
+    def _take(self, rows: Tensor) -> None:
+        buffer = self._buffer
+        if buffer is None or buffer.device != rows.device:
+            with torch.inference_mode(False):
+                length = max(_BUFFERED_ROWS, self.dim)
+                buffer = torch.empty(length, self.dim, dtype=torch.float64, device=rows.device)
+            self._buffer = buffer
+        if len(self.pending) and self.pending.data_ptr() != buffer.data_ptr():
+            self._flush()  # rows in the buffer of a metric that shares the state, or copies
+        filled = len(self.pending)
+        while filled + len(rows) >= len(buffer):
+            room = len(buffer) - filled
+            buffer[filled:].copy_(rows[:room])
+            self._merge_rows(row_moments(buffer, overwrite=True), len(buffer))
+            filled, rows = 0, rows[room:]
+        buffer[filled : filled + len(rows)].copy_(rows)
+        self.pending = buffer[: filled + len(rows)]
+
+    def _flush(self) -> None:
+        if len(self.pending):
+            self._merge_rows(row_moments(self.pending), len(self.pending))
+            self.pending = self.pending.new_empty(0, self.dim)
+
+    def _merge_rows(self, new: Moments, rows: int) -> None:
+        self._merge(new, (rows - new.n).to(torch.int64))
+
+    def _merge(self, new: Moments, dropped: Tensor) -> None:
+        self.dropped = self.dropped + dropped
+        self.count, self.mean, self.scatter = merge_moments(Moments(self.count, self.mean, self.scatter), new)
+
+    def _share(self) -> Share:
+        return Share(self.as_moments(), self.dropped)
+
+    def _adopt(self, share: Share) -> None:
+        (self.count, self.mean, self.scatter), self.dropped = share
+
+    # torchmetrics would merge, synchronize and copy the tensors of the state one by one.
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        count, mean, scatter, dropped, pending = (incoming_state[name] for name in self._defaults)
         self._flush()
-        super().sync(*args, **kwargs)
+        self._merge(Moments(count, mean, scatter), dropped)
+        if len(pending):
+            self._merge_rows(row_moments(pending), len(pending))
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
+        gather = None if dist_sync_fn is gather_all_tensors else dist_sync_fn
+        self._adopt(*pool_shares([self._share()], process_group or self.process_group, gather))
+
+    def _copy_state_dict(self) -> dict[str, Any]:
+        self._flush()
+        return self.metric_state
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._flush()
+        return super().__getstate__() | {"_buffer": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         def move(tensor: Tensor) -> Tensor:
@@ -124,37 +201,14 @@ class LatentSpectrum(Metric):
 
         return super()._apply(move, exclude_state)
 
-    def _flush(self) -> None:
-        # The state is replaced, not written into: members of a compute group share it, and a state made in inference
-        # mode must not be written into outside.
-        for rows in _chunks(self.pending):
-            new = row_moments(rows.to(self.moments.device))
-            self.moments = _pack(merge_moments(_unpack(self.moments), new))
-            self.dropped = self.dropped + (len(rows) - new.n).to(torch.int64)
-        self.pending = []
 
-
-def _chunks(pending: list[Tensor]) -> list[Tensor]:
-    """Pending batches as chunks of bounded length: long sums lose digits, and take memory."""
-    if not pending:
-        return []
-    rows = pending[0] if len(pending) == 1 else torch.cat(pending)
-    return list(rows.split(2 * _BUFFERED_ROWS))
-
-
-def _pack(moments: Moments) -> Tensor:
-    """``[[count, mean], [mean, scatter]]``."""
-    head = torch.cat([moments.n.reshape(1), moments.mean])
-    return torch.cat([head[None], torch.cat([moments.mean[:, None], moments.scatter], 1)])
-
-
-def _unpack(packed: Tensor) -> Moments:
-    return Moments(packed[0, 0], packed[0, 1:], packed[1:, 1:])
-
-
-def _merge_stacked(stacked: Tensor) -> Tensor:
-    """Merge ``(processes, dim + 1, dim + 1)``, in the same order and thus to the same bits everywhere."""
-    merged = _unpack(stacked[0])
-    for packed in stacked[1:]:
-        merged = merge_moments(merged, _unpack(packed))
-    return _pack(merged)
+def _spread_rows(latents: Tensor, most: int, seed: int) -> Tensor:
+    """At most so many of the rows of ``(..., dim)``: one of every ``share``, counted from a random row on."""
+    positions = latents[..., 0].numel()
+    share = -(-positions // most)
+    groups = torch.arange(positions // share, device=latents.device)
+    # Which one of a group moves on by the golden ratio: a fixed one would be the same pixel in every image where share
+    # divides their size.
+    which = groups * 40503 % 2**16 * share // 2**16
+    chosen = (groups * share + which + random.Random(seed).randrange(positions)) % positions
+    return latents[torch.unravel_index(chosen, latents.shape[:-1])]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_rank.functional import Moments, merge_moments, principal_deviations, row_moments
+from lightning_rank.functional.moments import mirror_upper, pool_moments, upper_strips
 
 
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6), dim=st.integers(1, 40), seed=st.integers(0, 99))
@@ -18,6 +19,19 @@ def test_shards_equal_the_whole(sizes, dim, seed):
         merged = merge_moments(merged, row_moments(shard))
     for ours, whole in zip(merged, row_moments(rows), strict=True):
         torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 8, 64])
+def test_pooled_shards_equal_the_whole(shards):
+    rows = torch.randn(5000, 24, dtype=torch.float64) * torch.linspace(1, 0.01, 24) + 100
+    parts = [row_moments(shard) for shard in rows.tensor_split(shards)] + [row_moments(rows[:0])]
+    n, mean, scatter = (torch.stack(part) for part in zip(*parts, strict=True))
+    pooled = pool_moments(n, mean, scatter.sum(0))
+    torch.testing.assert_close(
+        principal_deviations(pooled), principal_deviations(row_moments(rows)), rtol=3e-12, atol=0
+    )
+    assert pooled.n == 5000
+    torch.testing.assert_close(pooled.mean, rows.mean(0), rtol=1e-14, atol=0)
 
 
 @given(n=st.integers(2, 60), dim=st.integers(1, 50), seed=st.integers(0, 99))
@@ -54,6 +68,36 @@ def test_bad_rows_are_left_out(bad):
     spoiled[7, 1:] = 0
     for ours, clean in zip(row_moments(spoiled), row_moments(rows), strict=True):
         torch.testing.assert_close(ours, clean, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_overwritten_only_on_request(dtype):
+    rows = torch.randn(40, 5, dtype=dtype) + 3
+    kept = rows.clone()
+    moments = row_moments(rows)
+    assert torch.equal(rows, kept)
+    for ours, theirs in zip(row_moments(kept.double(), overwrite=True), moments, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_long_rows_are_left_out_though_their_sum_is_finite():
+    rows = torch.tensor([[3e150], [3e150], [1.0], [3.0]], dtype=torch.float64)
+    assert [part.item() for part in row_moments(rows)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("dim", [1, 31, 32, 33, 128, 300])
+def test_strips_hold_the_upper_triangle(dim):
+    matrix = torch.randn(dim, dim).triu()
+    kept = torch.zeros(dim, dim)
+    for strip, copy in zip(upper_strips(matrix), upper_strips(kept), strict=True):
+        copy.copy_(strip)
+    assert torch.equal(kept, matrix)
+    assert sum(strip.numel() for strip in upper_strips(matrix)) <= dim * (dim + max(32, -(-dim // 8))) / 2 + 512
+    symmetric = matrix + matrix.triu(1).T
+    block = max(32, -(-dim // 8))
+    within = torch.arange(dim) // block
+    spoiled = torch.where(within[:, None] > within, torch.nan, symmetric)
+    assert torch.equal(mirror_upper(spoiled), symmetric)
 
 
 def test_rounding_reads_as_zero_and_no_rows_as_nan():

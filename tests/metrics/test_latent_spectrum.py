@@ -4,13 +4,13 @@ import copy
 import pickle
 
 import numpy as np
-import processes
 import pytest
 import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics import MetricCollection
+from torchmetrics.wrappers import Running
 
 from lightning_rank.metrics import EffectiveRank, LatentSpectrum, NumericalRank, ParticipationRatio, StableRank
 
@@ -192,7 +192,7 @@ def test_no_conversion_narrows_the_state():
     metric.update(rows)
     metric.set_dtype(torch.float32)
     torch.nn.ModuleList([metric]).to(torch.bfloat16)
-    assert metric.moments.dtype == torch.float64
+    assert metric.scatter.dtype == metric.mean.dtype == metric.count.dtype == torch.float64
     torch.testing.assert_close(metric.compute(), spectrum_of(rows))
 
 
@@ -206,17 +206,99 @@ def test_usable_after_an_epoch_in_inference_mode():
     torch.testing.assert_close(metric.compute(), spectrum_of(rows))
 
 
-def test_the_update_never_reads_back_from_the_device(monkeypatch):
-    def refuse(*args):
-        raise AssertionError("the host waits here")
+@pytest.mark.parametrize("max_rows", [None, 300])
+def test_the_update_never_reads_back_from_the_device(max_rows):
+    metric = LatentSpectrum(4, max_rows=max_rows).to("meta")  # where there is nothing to read
+    for _ in range(12):
+        metric.update(torch.ones(500, 4, device="meta"))
+    assert len(metric.pending) == 12 * (500 if max_rows is None else 250) % 2048
 
+
+def test_batches_of_any_length_fill_the_same_buffer():
+    rows = torch.randn(9000, 4) + 10
     metric = LatentSpectrum(4)
-    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "cpu", "numpy", "nonzero"):
-        monkeypatch.setattr(torch.Tensor, name, refuse)
-    for _ in range(5):
-        metric.update(torch.ones(500, 4))
-    monkeypatch.undo()
-    assert metric.samples == 2500
+    metric.update(rows[:1])
+    buffer = metric.pending.data_ptr()
+    for batch in rows[1:].split([2047, 1, 0, 4951, 2000]):
+        metric.update(batch)
+        assert len(metric.pending) < 2048
+        assert metric.pending.data_ptr() in (buffer, 0)
+    torch.testing.assert_close(metric.compute(), spectrum_of(rows), rtol=1e-12, atol=0)
+
+
+def test_members_of_a_compute_group_do_not_spoil_each_other():
+    rows = torch.randn(9000, 3) * torch.tensor([3.0, 2, 1])
+    metrics = MetricCollection([LatentSpectrum(3), EffectiveRank(3)])
+    seen = 0
+    for batch in rows.split([500, 1900, 1, 3000, 3599]):
+        metrics.update(batch)
+        seen += len(batch)
+        values = metrics.compute()  # each reads the rows that are pending
+        torch.testing.assert_close(values["LatentSpectrum"], spectrum_of(rows[:seen]), rtol=1e-12, atol=0)
+        assert values["EffectiveRank"].item() == pytest.approx(
+            reference.effective_rank(values["LatentSpectrum"].numpy())
+        )
+
+
+def test_merged_rows_are_its_own():
+    rows = torch.randn(60, 4)
+    first, second = LatentSpectrum(4), LatentSpectrum(4)
+    first.update(rows[:20])
+    second.update(rows[20:])
+    second.update(torch.full((3, 4), torch.nan))
+    first.merge_state(second)
+    second.reset()
+    second.update(torch.zeros(30, 4))
+    torch.testing.assert_close(first.compute(), spectrum_of(rows))
+    assert (first.samples, first.dropped_rows) == (60, 3)
+
+
+@pytest.mark.parametrize("way", ["update", "forward"])
+def test_a_running_window_keeps_its_rows(way):
+    rows = torch.randn(50, 4)
+    metric = Running(LatentSpectrum(4), window=3)
+    for batch in rows.split(10):
+        getattr(metric, way)(batch)
+    torch.testing.assert_close(metric.compute(), spectrum_of(rows[20:]))
+
+
+def test_a_pickle_does_not_carry_the_buffer():
+    metric = LatentSpectrum(64)
+    metric.update(torch.randn(1500, 64))
+    assert len(pickle.dumps(metric)) < 8 * 2.5 * 64**2 + 8000  # the state and its defaults
+
+
+@pytest.mark.parametrize("shape", [(100_000, 4), (64, 4, 32, 32), (512, 128, 4)])
+def test_a_share_of_the_rows(shape):
+    latents = torch.arange(np.prod(shape) // 4)[:, None] + torch.zeros(4)
+    latents = latents.reshape(64, 32, 32, 4).permute(0, 3, 1, 2) if len(shape) == 4 else latents.reshape(shape)
+    metric = LatentSpectrum(4, max_rows=900)
+    for _ in range(2):
+        metric.update(latents)
+    first, second = metric.pending[: len(metric.pending) // 2, 0], metric.pending[len(metric.pending) // 2 :, 0]
+    n, share = latents.numel() // 4, -(-latents.numel() // 4 // 900)
+    assert metric.samples == 2 * (n // share)
+    for chosen in (first, second):
+        gaps = torch.cat([chosen.sort().values, chosen.min()[None] + n]).diff()
+        assert 1 <= gaps.min() <= gaps.max() < 3 * share, "evenly spread, and none twice"
+    assert set(first.tolist()) != set(second.tolist())
+    again = LatentSpectrum(4, max_rows=900)
+    again.update(latents)
+    assert torch.equal(again.pending[:, 0], first), "the same without a seed"
+
+
+def test_a_share_sees_every_pixel():
+    pixels = torch.arange(1024.0).reshape(1, 1, 32, 32).expand(256, 1, 32, 32)
+    metric = LatentSpectrum(1, max_rows=2000)
+    metric.update(pixels)
+    assert metric.pending.unique().numel() > 800
+
+
+def test_a_share_has_the_spectrum_of_the_whole():
+    rows = torch.randn(40_000, 6) * torch.tensor([3.0, 2, 1, 1, 0.1, 0.01])
+    torch.testing.assert_close(spectrum_of(*rows.split(8000), max_rows=1000), spectrum_of(rows), rtol=0.05, atol=0)
+    whole = spectrum_of(rows, max_rows=40_000)
+    assert torch.equal(whole, spectrum_of(rows))
 
 
 @pytest.mark.parametrize(
@@ -243,34 +325,9 @@ def test_bad_arguments_are_refused():
         LatentSpectrum(4.0)
     with pytest.raises(ValueError, match="dim: expected 1 or more, got 0"):
         LatentSpectrum(0)
+    with pytest.raises(ValueError, match="max_rows: expected 1 or more, got 0"):
+        LatentSpectrum(4, max_rows=0)
+    with pytest.raises(TypeError, match="max_rows: expected an int, got bool"):
+        LatentSpectrum(4, max_rows=True)
     with pytest.raises(ValueError, match="variance_rtol: expected a number in"):
         NumericalRank(4, variance_rtol=1.5)
-
-
-def _uneven_shards(rank: int, world_size: int, rows: torch.Tensor, sizes: list[int]) -> tuple:
-    metric = EffectiveRank(rows.shape[1])
-    for batch in rows.split(sizes)[rank].split(300):
-        metric.update(batch)
-    value = metric.compute()
-    spectrum = LatentSpectrum(rows.shape[1])
-    spectrum.update(rows.split(sizes)[rank])
-    deviations = spectrum.compute()
-    with spectrum.sync_context():
-        samples, dropped = spectrum.samples, spectrum.dropped_rows
-    return value, deviations, samples, dropped, spectrum.samples
-
-
-@pytest.mark.parametrize("sizes", [[2600, 400], [1500, 1499, 1], [3000, 0]])
-def test_processes_equal_one(sizes, tmp_path):
-    rows = torch.randn(3000, 12, dtype=torch.float64) * torch.logspace(0, -5, 12) + 100
-    rows[7] = torch.nan
-    whole = EffectiveRank(12)
-    whole.update(rows)
-    deviations = whole.singular_values()
-    results = processes.in_processes(len(sizes), _uneven_shards, tmp_path, rows, sizes)
-    for rank, (value, theirs, samples, dropped, own) in enumerate(results):
-        assert value.item() == pytest.approx(whole.compute().item(), rel=1e-10)
-        torch.testing.assert_close(theirs, deviations, rtol=1e-6, atol=0)
-        assert (samples, dropped) == (2999, 1)
-        assert own == sizes[rank] - (rank == 0)
-    assert all(result[0] == results[0][0] for result in results), "the same to the bit on every process"
