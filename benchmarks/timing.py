@@ -21,18 +21,24 @@ class Ratio:
 
 
 def interleave(
-    ways: Mapping[str, Callable[[], object]], *, rounds: int = 15, min_seconds: float = 0.02, budget: float = 20.0
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    min_seconds: float = 0.02,
+    budget: float = 20.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Tensor]:
     """Seconds that a call of each way takes, shape ``(rounds,)``.
 
     Each round calls every way once, or as often as fills ``min_seconds``, the order turning from round to round, so
     that whatever slows the machine down slows all of them. Fewer rounds, though never under three, if they would
-    take longer than ``budget`` seconds.
+    take longer than ``budget`` seconds. With ``time.process_time`` for a clock what others do on the machine counts for
+    little; it tells nothing of threads that wait.
     """
     repeats, spent = {}, 0.0
     for name, call in ways.items():
         call()  # warm-up: allocation, autotuning, compilation
-        once = _seconds(call, 1)
+        once = _seconds(call, 1, clock)
         repeats[name] = max(1, int(min_seconds / max(once, 1e-9)))
         spent += once * repeats[name]
     rounds = max(3, min(rounds, int(budget / spent)))
@@ -40,7 +46,7 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            times[name].append(_seconds(ways[name], repeats[name]))
+            times[name].append(_seconds(ways[name], repeats[name], clock))
     return {name: torch.tensor(seconds, dtype=torch.float64) for name, seconds in times.items()}
 
 
@@ -56,12 +62,12 @@ def milliseconds(times: Mapping[str, Tensor], way: str) -> float:
     return 1000 * times[way].median().item()
 
 
-def _seconds(call: Callable[[], object], repeats: int) -> float:
+def _seconds(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
     if not torch.cuda.is_available():
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             call()
-        return (time.perf_counter() - start) / repeats
+        return (clock() - start) / repeats
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()

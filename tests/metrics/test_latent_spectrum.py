@@ -240,6 +240,23 @@ def test_members_of_a_compute_group_do_not_spoil_each_other():
         )
 
 
+def test_a_state_from_elsewhere_is_gone_on_with():
+    rows = torch.randn(60, 4)
+    metrics = MetricCollection([LatentSpectrum(4), EffectiveRank(4)])
+    metrics.update(rows[:20])
+    metrics.update(rows[20:40])
+    member = metrics["EffectiveRank"]
+    member.update(rows[40:])
+    torch.testing.assert_close(member.singular_values(), spectrum_of(rows))
+    saved, loaded = LatentSpectrum(4), LatentSpectrum(4)
+    saved.persistent(True)
+    saved.update(rows[:40])
+    loaded.update(torch.zeros(3, 4))
+    loaded.load_state_dict(saved.state_dict())
+    loaded.update(rows[40:])
+    torch.testing.assert_close(loaded.compute(), spectrum_of(rows))
+
+
 def test_merged_rows_are_its_own():
     rows = torch.randn(60, 4)
     first, second = LatentSpectrum(4), LatentSpectrum(4)
