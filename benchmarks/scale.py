@@ -100,7 +100,9 @@ def table_of_epochs(versions: Versions, n: int, dim: int, runs: int, budget: flo
     """The epoch with figures to reach, in several runs."""
     rows = []
     for threads in (1, 2):
-        found = [in_processes(1, epochs, versions, n, dim, threads, budget)[0] for _ in range(runs)]
+        found = [
+            in_processes(1, epochs, versions, n, dim, threads, budget)[0] for _ in range(runs if threads == 1 else 1)
+        ]
         for batch in BATCHES:
             row: list[object] = [threads, batch]
             for version in versions:
@@ -163,10 +165,13 @@ def table_of_positions(size: int) -> str:
     return report.markdown(["max_rows", "rows that count", "update, ms", "over all rows"], rows)
 
 
-def table_of_checkpoints(versions: Versions, dim: int, at: list[int]) -> str:
-    """What the monitor adds to every checkpoint."""
+def table_of_checkpoints(versions: Versions, dim: int, at: list[int], beyond: int) -> str:
+    """What the monitor adds to every checkpoint; ``beyond`` is on the line through the last two."""
     found = [in_processes(1, checkpoint_bytes, package, dim, at)[0] for package in versions.values()]
-    rows = [[n, *(bytes_[index] / MIB for bytes_ in found)] for index, n in enumerate(at)]
+    rows = [[str(n), *(sizes[index] / MIB for sizes in found)] for index, n in enumerate(at)]
+    slopes = [(sizes[-1] - sizes[-2]) / (at[-1] - at[-2]) for sizes in found]
+    far = [(sizes[-1] + slope * (beyond - at[-1])) / MIB for sizes, slope in zip(found, slopes, strict=True)]
+    rows.append([f"{beyond}, computed", *far])
     return report.markdown(["epochs", *(f"{version}, MiB" for version in versions)], rows)
 
 
@@ -181,42 +186,48 @@ def main() -> None:
     versions = {"before": load_revision(args.before)} if args.before else {}
     versions["now"] = lightning_rank
     quick = args.quick
-    (n, dim), budget = ((4000, 32) if quick else EPOCH), (0.5 if quick else 90)
-    at = [1, 3] if quick else [10, 100, 1000, 10_000]
-    processes = table_of_processes(versions, [2] if quick else [1, 2, 4, 8, 16], [64] if quick else [256, 1024, 2048])
-    body = "\n\n".join(
-        [
-            "What costs what as things grow"
-            + (f"; *before* is the package of revision {args.before}, in the same processes. " if args.before else ". ")
-            + "Ratios are medians of interleaved rounds. Times of one thread are processor time.",
-            f"## An epoch of {n} x {dim}",
-            "Over one float64 product of all rows with themselves, and over all rows kept and `svdvals` in float32; "
-            "medians of separate runs, with the smallest and the largest.",
-            table_of_epochs(versions, n, dim, 1 if quick else 3, budget),
-            "## Processes",
-            "One layer is synchronized. The peak is that of the process with the largest; what is sent is counted as "
-            "if collectives went round a ring. All processes share the cores, so that time is only a bound.",
-            processes,
-            "## Layers",
-            "Of widths 64, 128, 256, 512 in turn, two processes.",
-            table_of_layers(versions, [1, 3] if quick else [1, 2, 4, 8, 16]),
-            "## Width",
-            "Rows in batches of 256, 4,096 or as many as features, over one float64 product of them, one thread; what "
-            "a process holds, and sends to another in one message. What is not run is computed.",
-            table_of_widths(
-                versions, [64, 8192] if quick else [64, 128, 256, 512, 1024, 2048, 4096, 8192], 4096, budget
-            ),
-            "## Positions",
-            f"One update of 64 channels, 64 images of {8 if quick else 32} x {8 if quick else 32}.",
-            table_of_positions(8 if quick else 32),
-            "## Epochs",
-            f"What the monitor adds to a checkpoint, {16 if quick else 64} latents, by `torch.save`.",
-            table_of_checkpoints(versions, 16 if quick else 64, at),
-        ]
+    n, dim = (4000, 32) if quick else EPOCH
+    budget, size, width = (0.5, 8, 16) if quick else (60, 32, 64)
+    told = f"; *before* is the package of revision {args.before}, in the same processes" if args.before else ""
+    sections = []
+
+    def section(title: str, text: str, table: str) -> None:
+        sections.append(f"## {title}\n\n{text}\n\n{table}")
+        print(sections[-1], end="\n\n", flush=True)
+
+    section(
+        f"An epoch of {n} x {dim}",
+        "Over one float64 product of all rows with themselves, and over all rows kept and `svdvals` in float32; "
+        "medians of separate runs, with the smallest and the largest of them; of two threads there is one run.",
+        table_of_epochs(versions, n, dim, 1 if quick else 3, budget),
     )
-    print(body)
+    section(
+        "Processes",
+        "One layer is synchronized. The peak is that of the process with the largest; what is sent is counted as if "
+        "collectives went round a ring. All processes share the cores, so that time is only a bound.",
+        table_of_processes(versions, [2] if quick else [1, 2, 4, 8, 16], [64] if quick else [256, 1024, 2048]),
+    )
+    section(
+        "Layers",
+        "Of widths 64, 128, 256, 512 in turn, two processes.",
+        table_of_layers(versions, [1, 3] if quick else [1, 2, 4, 8, 16]),
+    )
+    section(
+        "Width",
+        "Rows in batches of 256, 4096 or as many as features, over one float64 product of them, one thread; what a "
+        "process holds, and sends to another in one message. What is not run is computed.",
+        table_of_widths(versions, [64, 8192] if quick else [2**power for power in range(6, 14)], 2048, budget),
+    )
+    section("Positions", f"One update of 64 images of 64 x {size} x {size}.", table_of_positions(size))
+    section(
+        "Epochs",
+        f"What the monitor adds to a checkpoint, {width} latents, by `torch.save`.",
+        table_of_checkpoints(versions, width, [1, 3] if quick else [10, 100, 1000], 10 if quick else 10_000),
+    )
     if not quick:
-        print(report.write("scale", "Costs that grow", body))
+        head = f"What spectra cost as things grow{told}. Ratios are medians of interleaved rounds. "
+        head += "Times of one thread are processor time."
+        print(report.write("scale", "Costs that grow", "\n\n".join([head, *sections])))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def test_the_public_names_are_those_of_the_contract():
         "LatentSpectrum",
         "NumericalRank",
         "ParticipationRatio",
+        "RowStatistics",
         "StableRank",
         "synchronize",
     }

@@ -1,7 +1,16 @@
 """Metrics of the latents of a whole data split: their spectrum, and ranks read off it."""
 
 from lightning_rank.metrics.latent_spectrum import LatentSpectrum
+from lightning_rank.metrics.pooling import RowStatistics
 from lightning_rank.metrics.rank import EffectiveRank, NumericalRank, ParticipationRatio, StableRank
 from lightning_rank.metrics.synchronization import synchronize
 
-__all__ = ["EffectiveRank", "LatentSpectrum", "NumericalRank", "ParticipationRatio", "StableRank", "synchronize"]
+__all__ = [
+    "EffectiveRank",
+    "LatentSpectrum",
+    "NumericalRank",
+    "ParticipationRatio",
+    "RowStatistics",
+    "StableRank",
+    "synchronize",
+]

@@ -12,7 +12,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
 from lightning_rank.functional.moments import Moments, merge_moments, principal_deviations, row_moments
-from lightning_rank.metrics.pooling import Share, pool_shares
+from lightning_rank.metrics.pooling import RowStatistics, pool_across_processes
 
 # Rows that are multiplied at once, or as many as features: beside the product, what else is done to dim^2 numbers then
 # costs little.
@@ -166,12 +166,6 @@ class LatentSpectrum(Metric):
         self.dropped = self.dropped + dropped
         self.count, self.mean, self.scatter = merge_moments(Moments(self.count, self.mean, self.scatter), new)
 
-    def _share(self) -> Share:
-        return Share(self.as_moments(), self.dropped)
-
-    def _adopt(self, share: Share) -> None:
-        (self.count, self.mean, self.scatter), self.dropped = share
-
     # torchmetrics would merge, synchronize and copy the tensors of the state one by one.
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
@@ -183,7 +177,9 @@ class LatentSpectrum(Metric):
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
         gather = None if dist_sync_fn is gather_all_tensors else dist_sync_fn
-        self._adopt(*pool_shares([self._share()], process_group or self.process_group, gather))
+        own = RowStatistics(self.as_moments(), self.dropped)
+        [pooled] = pool_across_processes([own], process_group or self.process_group, gather)
+        (self.count, self.mean, self.scatter), self.dropped = pooled
 
     def _copy_state_dict(self) -> dict[str, Any]:
         self._flush()

@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 
 from lightning_rank.metrics.latent_spectrum import LatentSpectrum
-from lightning_rank.metrics.pooling import pool_shares
+from lightning_rank.metrics.pooling import RowStatistics, no_rows, pool_across_processes
 
 
 def synchronize(
@@ -15,11 +15,12 @@ def synchronize(
     *,
     device: torch.device | str | None = None,
     process_group: Any = None,
-) -> list[LatentSpectrum | None]:
-    """Spectra of the rows of all processes, from those of each; the same to the bit on every process.
+) -> list[RowStatistics | None]:
+    """Statistics of the rows of all processes, from the spectra of each; the same to the bit on every process.
 
     To be called on every process. There are two collectives, whatever the number of spectra: one agrees on the widths,
-    the other sums. Without ``torch.distributed``, or with one process, nothing is done.
+    the other sums. Without ``torch.distributed``, or with one process, nothing is
+    exchanged.
 
     Args:
         spectra: In the same order on every process; ``None`` for one that has no rows here.
@@ -28,34 +29,33 @@ def synchronize(
         process_group: Of ``torch.distributed``; ``None`` for all processes.
 
     Returns:
-        Spectra to read with ``singular_values``, ``samples``, ``dropped_rows`` and ``as_moments``; ``None`` where no
-        process has one. Those that were given stay as they are, and are returned themselves where nothing is done.
+        Moments and the number of dropped rows, on the device; ``None`` where no process has a spectrum. The spectra
+        stay as they are.
 
     Raises:
         ValueError: On all processes, when one of the spectra has another width on another process.
 
     Example:
+        >>> from lightning_rank.functional import principal_deviations
         >>> spectrum = LatentSpectrum(2)
         >>> spectrum.update(torch.tensor([[3.0, 0.0], [-3.0, 0.0]]))
-        >>> [None if pooled is None else pooled.singular_values().tolist() for pooled in synchronize([spectrum, None])]
-        [[3.0, 0.0], None]
+        >>> [both, nothing] = synchronize([spectrum, None])
+        >>> principal_deviations(both.moments), int(both.dropped), nothing
+        (tensor([3., 0.], dtype=torch.float64), 0, None)
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return list(spectra)
-    if torch.distributed.get_world_size(process_group) == 1:
-        return list(spectra)
     if device is None:
-        device = next((spectrum.device for spectrum in spectra if spectrum is not None), "cpu")
-    dims = _agreed_dims([0 if spectrum is None else spectrum.dim for spectrum in spectra], device, process_group)
-    pooled = [LatentSpectrum(dim, sync_on_compute=False).to(device) if dim > 0 else None for dim in dims]
-    sums = [
-        (total, total if own is None else own) for total, own in zip(pooled, spectra, strict=True) if total is not None
+        device = next((spectrum.device for spectrum in spectra if spectrum is not None), torch.device("cpu"))
+    own = [
+        None if spectrum is None else RowStatistics(spectrum.as_moments(), spectrum.dropped).to(device)
+        for spectrum in spectra
     ]
-    if sums:
-        shares = pool_shares([own._share().to(device) for _, own in sums], process_group)
-        for (total, _), share in zip(sums, shares, strict=True):
-            total._adopt(share)
-    return pooled
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not own or not distributed or torch.distributed.get_world_size(process_group) == 1:
+        return own
+    dims = _agreed_dims([0 if spectrum is None else spectrum.dim for spectrum in spectra], device, process_group)
+    known = [statistics or no_rows(dim, device) for statistics, dim in zip(own, dims, strict=True) if dim > 0]
+    pooled = iter(pool_across_processes(known, process_group) if known else [])
+    return [next(pooled) if dim > 0 else None for dim in dims]
 
 
 def _agreed_dims(dims: list[int], device: torch.device | str, process_group: Any) -> list[int]:

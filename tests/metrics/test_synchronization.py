@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MetricCollection
 
+from lightning_rank.functional import principal_deviations
 from lightning_rank.metrics import EffectiveRank, LatentSpectrum, ParticipationRatio, synchronize
 
 COLLECTIVES = [name for name in dir(dist) if name.startswith(("all_", "gather", "broadcast", "reduce", "barrier"))]
@@ -74,8 +75,10 @@ def _three_layers(rank: int, world_size: int, rows: list[torch.Tensor]) -> tuple
         spectra = [None, None, None]
     pooled, calls = counted(lambda: synchronize([*spectra, None]))
     assert pooled.pop() is None
+    assert synchronize([]) == []
+    assert synchronize([None, None]) == [None, None]
     own = [None if spectrum is None else int(spectrum.samples) for spectrum in spectra]
-    return [(p.singular_values(), p.samples, p.dropped_rows, p.as_moments()) for p in pooled], calls, own
+    return pooled, calls, own
 
 
 def test_all_layers_are_synchronized_at_once(tmp_path):
@@ -89,14 +92,14 @@ def test_all_layers_are_synchronized_at_once(tmp_path):
         spectrum.update(layer[700:])
     for rank, (pooled, calls, own) in enumerate(results):
         assert own == [[699, None, None], [2300] * 3, [None] * 3][rank], "what was given stays as it was"
-        for (values, samples, dropped, _), expected in zip(pooled, whole, strict=True):
-            torch.testing.assert_close(values, expected.singular_values(), rtol=1e-6, atol=0)
-            assert (samples, dropped) == (expected.samples, expected.dropped_rows)
+        for (moments, dropped), expected in zip(pooled, whole, strict=True):
+            torch.testing.assert_close(principal_deviations(moments), expected.singular_values(), rtol=1e-6, atol=0)
+            assert (moments.n, dropped) == (expected.samples, expected.dropped_rows)
         # Widths; then scatters on and above the diagonal, and counts and means of each process.
         strips = 5 * 5 + (32 * 70 + 32 * 38 + 6 * 6) + 12 * 12
         assert calls == {"all_reduce": [2 * 4, strips + 3 * (5 + 70 + 12 + 2 * 3)]}
-        for (*values, moments), (*expected, expected_moments) in zip(pooled, results[0][0], strict=True):
-            assert all(map(torch.equal, [*values, *moments], [*expected, *expected_moments])), "the same to the bit"
+        for (moments, _), (first, _) in zip(pooled, results[0][0], strict=True):
+            assert all(map(torch.equal, moments, first)), "the same to the bit"
 
 
 def _other_ways(rank: int, world_size: int, rows: torch.Tensor) -> None:
@@ -167,7 +170,7 @@ def _wrapped(rank: int, world_size: int, wrapper: str, images: torch.Tensor, sta
         spectrum.update(latents)
     latents.sum().backward()
     [pooled] = synchronize([spectrum])
-    return pooled.singular_values()
+    return principal_deviations(pooled.moments)
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
@@ -183,4 +186,7 @@ def test_latents_of_wrapped_modules(wrapper, tmp_path):
 
 def test_one_process_alone_has_nothing_to_do():
     spectrum = LatentSpectrum(3)
-    assert synchronize([spectrum, None]) == [spectrum, None]
+    spectrum.update(torch.randn(20, 3))
+    [own, nothing] = synchronize([spectrum, None])
+    assert nothing is None
+    assert torch.equal(principal_deviations(own.moments), spectrum.compute())
