@@ -207,6 +207,7 @@ def mirror_upper(matrix: Tensor) -> Tensor:
 
 def _gram(rows: Tensor) -> Tensor:
     """``rows^T rows`` with little more than half of the multiplications."""
+    # NumPy has a product for this case, a quarter faster, but its threads do not heed torch.set_num_threads.
     gram = rows.new_empty(rows.shape[1], rows.shape[1])
     for strip in upper_strips(gram):
         start, end = _extent(strip, gram)

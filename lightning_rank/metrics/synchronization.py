@@ -19,8 +19,7 @@ def synchronize(
     """Statistics of the rows of all processes, from the spectra of each; the same to the bit on every process.
 
     To be called on every process. There are two collectives, whatever the number of spectra: one agrees on the widths,
-    the other sums. Without ``torch.distributed``, or with one process, nothing is
-    exchanged.
+    the other sums. Without ``torch.distributed``, or with one process, nothing is exchanged.
 
     Args:
         spectra: In the same order on every process; ``None`` for one that has no rows here.
