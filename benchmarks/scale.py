@@ -198,7 +198,8 @@ def main() -> None:
     section(
         f"An epoch of {n} x {dim}",
         "Over one float64 product of all rows with themselves, and over all rows kept and `svdvals` in float32; "
-        "medians of separate runs, with the smallest and the largest of them; of two threads there is one run.",
+        "medians of separate runs, with the smallest and the largest of them. Of two threads there is one run, of "
+        "wall-clock time, which says little where other work is on the cores.",
         table_of_epochs(versions, n, dim, 1 if quick else 3, budget),
     )
     section(
