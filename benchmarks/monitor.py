@@ -191,7 +191,8 @@ def main() -> None:
     updates = [update_cost(threads, 3 if args.quick else 21, args.device) for threads in (1, 2)]
     sections = [
         "Times of one way over that of another are the median of interleaved rounds, with the middle 80 % of them; "
-        f"float32 latents in batches of {BATCH}, one thread unless said; of one thread of a CPU it is processor time. "
+        f"float32 latents in batches of {BATCH}, one thread unless said. The time of one thread of a CPU is processor "
+        "time; that of two is wall-clock, which says little where other work is on the cores. "
         "An epoch is everything from the first batch to the singular values. What each way resolves, and the error of "
         "its effective rank, are those of [Accuracy of the rank monitor](../monitor_accuracy/README.md): the smallest "
         "ratio of singular values right to 10 %, and the relative error on float64 latents whose singular values fall "
