@@ -23,8 +23,9 @@ from typing import Any
 import real_images_report as findings
 import report
 import torch
+from cells import Cell, draw
 from lightning.pytorch import LightningDataModule, LightningModule
-from real_images_report import Cell, Optimum
+from real_images_report import Optimum
 
 from lightning_rank import truncate_linear_bottleneck
 from lightning_rank.metrics import LatentSpectrum
@@ -250,7 +251,7 @@ def main() -> None:
         cutoff = [sweep.variance_cutoff for sweep in found.values() if sweep.variance_cutoff]
         body = body_of(study, measured, longer, cutoff, args)
         print(body)
-        findings.draw(measured, output_dir / "against_rank.png")
+        draw(measured, findings.MEASURES, "rank/numerical", output_dir / "against_rank.png")
         if args.quick:
             return
         print(report.write(study.name, f"Real images: {args.data}", body))
@@ -262,7 +263,7 @@ def main() -> None:
             for seed, run in cell.runs.items()
         ]
         report.write_csv(study.name, "runs.csv", rows)
-        findings.draw(measured, report.RESULTS / study.name / "against_rank.png")
+        draw(measured, findings.MEASURES, "rank/numerical", report.RESULTS / study.name / "against_rank.png")
 
 
 def body_of(

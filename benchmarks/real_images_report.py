@@ -1,75 +1,29 @@
 """What came out on real images: tables, a picture, and verdicts by fixed rules."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
-from pathlib import Path
-from typing import Any
 
 import report
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from cells import FAMILIES, Cell, interval, shown, sign
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from sweep_tables import interval, mean_and_interval
-
-#: What is compared, the direction in which it is better, and its name in the tables.
+#: What is compared, and its name in the tables.
 MEASURES = {
-    "rank/numerical": (0, "rank"),
-    "rank/effective": (0, "effective rank"),
-    "test/error": (-1, "test error"),
-    "probe/all": (1, "probe, all labels"),
-    "probe/100": (1, "probe, 100 a class"),
-    "probe/10": (1, "probe, 10 a class"),
-    "frechet/classifier/gaussian": (-1, "samples, Gaussian"),
-    "frechet/classifier/mixture": (-1, "samples, mixture"),
+    "rank/numerical": "rank",
+    "rank/effective": "effective rank",
+    "test/error": "test error",
+    "probe/all": "probe, all labels",
+    "probe/100": "probe, 100 a class",
+    "probe/10": "probe, 10 a class",
+    "frechet/classifier/gaussian": "samples, Gaussian",
+    "frechet/classifier/mixture": "samples, mixture",
 }
 CLASSIFICATION = [measure for measure in MEASURES if measure.startswith("probe")]
 SAMPLING = [measure for measure in MEASURES if measure.startswith("frechet")]
-FAMILIES = {
-    "plain": ("plain", "#888888", "o"),
-    "ours": ("ours", "#0072B2", "o"),
-    "irmae": ("IRMAE style", "#D55E00", "s"),
-    "narrow": ("plain, narrower", "#009E73", "^"),
-    "truncated": ("plain, truncated", "#CC79A7", "v"),
-    "plain_l2": ("plain, L2", "#E69F00", "<"),
-    "ours_l2": ("ours, L2", "#56B4E9", ">"),
-}
 #: Those that a best rank of ours must be better than.
 CONTROLS = list(FAMILIES)[2:]
 #: Factors that the rank may change by over the depths for it to "hold", and to "hold within limits".
 HOLDS, WITHIN_LIMITS = 1.1, 1.5
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting of one family: its runs by seed."""
-
-    family: str
-    setting: str
-    depth: int
-    gain: float | None
-    runs: dict[int, dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """As in the tables."""
-        return f"{FAMILIES[self.family][0]} {self.setting}".strip()
-
-    def values(self, measure: str) -> dict[int, float]:
-        """By seed; a collapsed run has neither probes nor samples."""
-        return {seed: run[measure] for seed, run in sorted(self.runs.items()) if measure in run}
-
-    def mean(self, measure: str) -> float:
-        """Over seeds."""
-        return interval(list(self.values(measure).values()))[0]
-
-    def lead(self, other: "Cell", measure: str) -> tuple[float, float]:
-        """By how much it is better than another, seed by seed: mean, and half the width of its 95 % interval."""
-        sign, theirs = MEASURES[measure][0], other.values(measure)
-        gaps = [sign * (own - theirs[seed]) for seed, own in self.values(measure).items() if seed in theirs]
-        return interval(gaps) if gaps else (nan, nan)
 
 
 @dataclass(frozen=True)
@@ -103,7 +57,7 @@ def optimum(measure: str, line: Sequence[Cell], controls: Sequence[Cell]) -> Opt
     """The best of a line of settings; its rivals are the ends of the line and the best of each control."""
 
     def best(of: Sequence[Cell]) -> Cell:
-        return max(of, key=lambda cell: MEASURES[measure][0] * cell.mean(measure))
+        return max(of, key=lambda cell: sign(measure) * cell.mean(measure))
 
     line = [cell for cell in line if cell.values(measure)]
     ends, inner, top = [line[0], line[-1]], line[1:-1], best(line)
@@ -195,7 +149,7 @@ def optimum_verdict(purpose: str, found: Sequence[Optimum], longer: Sequence[Opt
     # A few of several measures could be chance.
     verdict = "holds" if all(claims) else "does not hold here" if against == len(found) else "not shown"
     bests = "; ".join(
-        f"{MEASURES[now.measure][1]}: {now.best.name}, rank {shown(now.best, 'rank/numerical')}, and trained longer "
+        f"{MEASURES[now.measure]}: {now.best.name}, rank {shown(now.best, 'rank/numerical')}, and trained longer "
         f"{later.best.name}, rank {shown(later.best, 'rank/numerical')}"
         for now, later in pairs
     )
@@ -212,7 +166,7 @@ def optima_table(found: Sequence[Optimum]) -> str:
     for one in found:
         leads = [_lead(one.leads[name]) if name in one.leads else "not measured" for name in rivals]
         ends = f"{_lead(one.end_leads)}{', yes' if one.end_stands_out else ''}"
-        row = [MEASURES[one.measure][1], one.best.name, shown(one.best, "rank/numerical"), *leads]
+        row = [MEASURES[one.measure], one.best.name, shown(one.best, "rank/numerical"), *leads]
         rows.append([*row, "yes" if one.stands_out else "no", ends])
     header = ["measure", "best", "its rank", *(f"over {name}" for name in rivals), "stands out"]
     return report.markdown([*header, "better end over the best between"], rows)
@@ -221,38 +175,7 @@ def optima_table(found: Sequence[Optimum]) -> str:
 def table(cells: Sequence[Cell]) -> str:
     """A row a setting: means over seeds and 95 % intervals."""
     rows = [[cell.name, len(cell.runs), *(shown(cell, m) for m in MEASURES)] for cell in cells]
-    return report.markdown(["", "seeds", *(name for _, name in MEASURES.values())], rows)
-
-
-def draw(cells: Sequence[Cell], path: Path) -> None:
-    """Every measure against rank, a marker a run; collapsed latents have no rank to be drawn at."""
-    panels = [m for m, (sign, _) in MEASURES.items() if sign and any(cell.values(m) for cell in cells)]
-    figure = Figure(figsize=(12, 3.6 * -(-len(panels) // 3)), dpi=100, layout="constrained")
-    axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
-    for axis, measure in zip(axes, panels, strict=False):
-        for family, (label, colour, marker) in reversed(FAMILIES.items()):  # the plain network on top
-            runs = [run for cell in cells if cell.family == family for run in cell.runs.values() if measure in run]
-            runs = [run for run in runs if run["rank/numerical"] > 0]
-            x, y = ([run[key] for run in runs] for key in ("rank/numerical", measure))
-            axis.plot(x, y, marker, color=colour, label=label, markersize=5, markeredgewidth=0, alpha=0.7)
-        axis.set(xlabel="numerical rank of the latents", ylabel=MEASURES[measure][1])
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        if MEASURES[measure][0] < 0:
-            axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
-        axis.grid(alpha=0.3)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.savefig(path)
-
-
-def shown(cell: Cell, measure: str) -> str:
-    """Mean and interval, of the runs that have it."""
-    return mean_and_interval(list(cell.values(measure).values()))
+    return report.markdown(["", "seeds", *MEASURES.values()], rows)
 
 
 def _lead(lead: tuple[float, float] | None) -> str:

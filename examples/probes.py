@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -17,9 +18,15 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def linear_probe(
-    train: Labelled, val: Labelled, test: Labelled, per_class: int | None = None, seed: int = 0
+    train: Labelled,
+    val: Labelled,
+    test: Labelled,
+    per_class: int | None = None,
+    seed: int = 0,
+    standardize: bool = True,
+    inverse_regularizations: Sequence[float] = INVERSE_REGULARIZATIONS,
 ) -> float | None:
-    """Test accuracy of scikit-learn's logistic regression on standardized latents.
+    """Test accuracy of scikit-learn's logistic regression on latents.
 
     The strength of its regularization is the one of highest validation accuracy, the stronger of equal ones; the test
     data is looked at once, with that.
@@ -30,6 +37,8 @@ def linear_probe(
         test: Those to report on.
         per_class: Number of training samples of each class, drawn at random; ``None`` takes all.
         seed: Of the draw.
+        standardize: Give every coordinate mean 0 and variance 1, by the samples that are fitted on.
+        inverse_regularizations: Strengths to choose from, the strongest first.
 
     Returns:
         A share of 1; ``None`` if some class has fewer than ``per_class`` samples, or there is but one class.
@@ -42,7 +51,7 @@ def linear_probe(
         latents, labels = latents[chosen], labels[chosen]
     if len(labels.unique()) < 2:
         return None
-    scaler = StandardScaler().fit(latents.double().numpy())
+    scaler = StandardScaler(with_mean=standardize, with_std=standardize).fit(latents.double().numpy())
     (x, y), (val_x, val_y), (test_x, test_y) = (
         (scaler.transform(latents.double().numpy()), labels.numpy())
         for latents, labels in ((latents, labels), val, test)
@@ -51,7 +60,7 @@ def linear_probe(
     best_accuracy, best = -1.0, None
     with threadpool_limits(1), warnings.catch_warnings():  # more threads take longer
         warnings.simplefilter("ignore", ConvergenceWarning)  # what 200 iterations reach is judged like any other
-        for inverse_regularization in INVERSE_REGULARIZATIONS:
+        for inverse_regularization in inverse_regularizations:
             accuracy = probe.set_params(C=inverse_regularization).fit(x, y).score(val_x, val_y)
             if accuracy > best_accuracy:
                 best_accuracy, best = accuracy, copy.deepcopy(probe)

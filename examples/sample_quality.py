@@ -47,7 +47,7 @@ def train_classifier(batches: Callable[[], Iterable[list[Tensor]]], device: torc
     """Train a small classifier, or take the one that was trained before: a sweep needs one for all its runs.
 
     Args:
-        batches: Makes a pass over training batches ``[images, labels]``, of vectors or of images of 32x32 and more.
+        batches: Makes a pass over training batches ``[images, labels]``, of vectors or of images of 28x28 and more.
         device: Where to train.
         path: Where it is kept.
 

@@ -1,8 +1,8 @@
 """When a rank is called best, and when independent of the depth."""
 
 import pytest
+from cells import Cell
 from real_images_report import (
-    Cell,
     change,
     depth_line,
     depth_table,

@@ -1,0 +1,141 @@
+"""What is trained to convergence, in which order, and how the report says it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from converged_measures import INVERSE_REGULARIZATIONS, VARIANCE_RTOL
+
+LEARNING_RATE, BATCH_SIZE = 1e-3, 128
+VALIDATION_IMAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained."""
+
+    family: str
+    width: int = 64
+    depth: int = 0
+    gain: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        gain = "" if self.gain is None else f"-gain{self.gain:g}"
+        return f"{self.family}{self.width}" + (f"-{self.depth}layers{gain}" if self.depth else "")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The sizes of everything.
+
+    Attributes:
+        data: What the report says of it.
+        hidden: Widths of the two hidden layers.
+        settings: What is trained, the most telling first.
+        stops: Steps after which all are measured.
+        plain_stops: Those of the plain network besides: early stopping is one of the controls.
+        cuts: Ranks that the latents of the plain network are cut to, from the last of ``stops`` on.
+        longer: Settings that are trained to the last stop of all.
+        longest: That stop.
+        seeds: Number of seeds.
+    """
+
+    data: str
+    hidden: tuple[int, int]
+    settings: Sequence[Setting]
+    stops: Sequence[int]
+    plain_stops: Sequence[int]
+    cuts: Sequence[int]
+    longer: Sequence[Setting]
+    longest: int
+    seeds: int
+
+    def jobs(self) -> Iterator[tuple[Setting, int, list[int]]]:
+        """Setting, seed and stops in the order of what tells most: three seeds make an interval."""
+        first, longer_first = min(3, self.seeds), min(2, self.seeds)
+        for seeds, longer_seeds in (
+            (range(first), range(longer_first)),
+            (range(first, self.seeds), range(longer_first, self.seeds)),
+        ):
+            yield from ((setting, seed, self.stops_of(setting)) for seed in seeds for setting in self.settings)
+            for seed in longer_seeds:
+                yield from ((setting, seed, [*self.stops_of(setting), self.longest]) for setting in self.longer)
+
+    def stops_of(self, setting: Setting) -> list[int]:
+        """All that are measured, but for the longest."""
+        return sorted({*self.stops, *(self.plain_stops if setting == PLAIN else ())})
+
+
+PLAIN = Setting("plain")
+GAINS = {2: (0.03, 0.1), 4: (0.01, 0.03, 0.1, 0.3, 1.0), 8: (0.03, 0.1)}
+OURS = {(depth, gain): Setting("ours", depth=depth, gain=gain) for depth, gains in GAINS.items() for gain in gains}
+IRMAE = {depth: Setting("irmae", depth=depth) for depth in (2, 4, 8)}
+NARROW = {width: Setting("narrow", width) for width in (2, 4, 8, 16, 32)}
+FULL = Study(
+    data=f"""Fashion-MNIST: 50,000 images to train on, {VALIDATION_IMAGES:,} of its training images, drawn once, for
+validation, its 10,000 test images for what is reported.""",
+    hidden=(256, 128),
+    settings=[
+        PLAIN,
+        *(OURS[4, gain] for gain in (0.03, 0.1)),
+        NARROW[16],
+        NARROW[8],
+        IRMAE[4],
+        OURS[4, 0.01],
+        OURS[4, 0.3],
+        NARROW[32],
+        IRMAE[2],
+        NARROW[4],
+        OURS[4, 1.0],
+        *(OURS[depth, gain] for depth in (2, 8) for gain in (0.03, 0.1)),
+        IRMAE[8],
+        NARROW[2],
+    ],
+    stops=(2_000, 10_000, 30_000),
+    plain_stops=(4_000, 6_000, 8_000, 15_000, 20_000),
+    cuts=(2, 4, 8, 16, 32),
+    longer=[PLAIN, OURS[4, 0.03], OURS[4, 0.1], NARROW[16]],
+    longest=100_000,
+    seeds=5,
+)
+QUICK = Study(
+    data="Digits.",
+    hidden=(32, 16),
+    settings=[PLAIN, OURS[4, 0.1], NARROW[4], IRMAE[4]],
+    stops=(20, 40),
+    plain_stops=(30,),
+    cuts=(4,),
+    longer=[PLAIN],
+    longest=50,
+    seeds=1,
+)
+
+
+def missing(study: Study, rows: Sequence[dict[str, Any]]) -> str:
+    """How much of it is not there yet."""
+    wanted = {(*asdict(setting).values(), seed, stop) for setting, seed, stops in study.jobs() for stop in stops}
+    left = wanted - {tuple(row[key] for key in (*asdict(PLAIN), "seed", "steps")) for row in rows}
+    if not left:
+        return f"All {len(wanted)} stops of all runs are here."
+    runs = {entry[:-1] for entry in left}
+    return f"**Not finished: {len(left)} of {len(wanted)} stops, of {len(runs)} runs, are missing.**"
+
+
+def settings_of(study: Study) -> str:
+    """What the report says of how it was done."""
+    stops = ", ".join(f"{stop:,}" for stop in study.stops)
+    return f"""{study.data} Encoder of {study.hidden[0]} and {study.hidden[1]} hidden units with ReLU to latents
+{PLAIN.width} wide, and back to a sigmoid; Adam, learning rate {LEARNING_RATE:g}, batch {BATCH_SIZE}, no schedule, no
+decay, squared error summed over pixels; seeds 0 to {study.seeds - 1}, measured after {stops} steps, some settings after
+{study.longest:,}. With one seed all settings see the same batches, and those of one width start from the same encoder
+and decoder. Effective rank: exponential of the entropy of the *singular values* of validation latents; numerical rank:
+directions with more than {VARIANCE_RTOL:g} of the largest *variance*. Probes: test accuracy of logistic regression on
+training latents, 10 draws of the labelled images (all: 1,000 a class, one draw), strength chosen on all labels of the
+validation images from {len(INVERSE_REGULARIZATIONS)} between {INVERSE_REGULARIZATIONS[0]:g} and
+{INVERSE_REGULARIZATIONS[-1]:g}; latents standardized: all principal directions to variance 1, also the smallest; as
+they are: centred and divided by one number. Samples: Fréchet distance to the test images on features of a small
+convolutional classifier, one for all runs, of 10,000 samples from a Gaussian and from a mixture of ten fitted to
+training latents in the directions that the numerical rank counts. Truncated: latents of the plain network cut to their
+leading directions, no training after."""
