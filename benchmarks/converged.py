@@ -48,6 +48,8 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import data
 from files import replacing, write_whole
 
+FILES = [f"{split}-{kind}-ubyte.gz" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+
 
 def network(study: Study, setting: Setting, features: int) -> nn.Sequential:
     """Encoder, bottleneck and decoder; with the same seed the same encoder and decoder, whatever is between."""
@@ -146,6 +148,10 @@ def measured(
 
 def fashion_mnist(directory: Path) -> Images:
     """Fashion-MNIST from its four IDX files, packed; of the training images 10,000 are held out for validation."""
+    if missing_files := [name for name in FILES if not (directory / name).exists()]:
+        raise SystemExit(
+            f"{directory}: expected {', '.join(missing_files)}; Debian's package dataset-fashion-mnist has them"
+        )
 
     def read(name: str, offset: int) -> Tensor:
         return torch.tensor(np.frombuffer(gzip.decompress((directory / name).read_bytes()), np.uint8, offset=offset))

@@ -41,6 +41,17 @@ def test_a_probe_is_chosen_on_validation_data_and_reported_on_test_data():
     assert linear_probe(train, val, test) == pytest.approx(scores[chosen][1], abs=0.004)
 
 
+def test_a_probe_may_take_latents_as_they_are():
+    train, val, test = (blobs(n, spread=3.0, seed=70 + k) for k, n in enumerate((24, 300, 300)))
+    shrink = torch.tensor([1.0] * 4 + [1e-3] * 4)
+    shrunk = [(x * shrink, y) for x, y in (train, val, test)]
+    assert linear_probe(*shrunk) == pytest.approx(linear_probe(train, val, test), abs=0.01)
+    probe = LogisticRegression(C=0.1, max_iter=200).fit(shrunk[0][0].double(), train[1])
+    as_they_are = linear_probe(*shrunk, standardize=False, inverse_regularizations=[0.1])
+    assert as_they_are == pytest.approx(probe.score(shrunk[2][0].double(), test[1]), abs=0.004)
+    assert as_they_are < linear_probe(*shrunk) - 0.05
+
+
 def test_a_probe_with_few_labels_gets_as_many_of_each_class():
     train, val, test = (blobs(n, seed=k) for k, n in enumerate((300, 90, 90)))
     assert linear_probe(train, val, test, per_class=10) > 0.9
