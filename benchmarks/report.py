@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -48,6 +49,12 @@ def write_csv(name: str, file_name: str, rows: Sequence[Mapping[str, object]]) -
         writer.writerows({key: _cell(value, 4) for key, value in row.items()} for row in rows)
 
 
+def read_csv(name: str, file_name: str) -> list[dict[str, Any]]:
+    """The rows that :func:`write_csv` wrote, numbers as numbers."""
+    with (RESULTS / name / file_name).open(newline="") as file:
+        return [{key: _read(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
 def spread(values: Sequence[float]) -> str:
     """The median, and the smallest and largest value where they differ."""
     middle, low, high = (f"{value:.3g}" for value in (median(values), min(values), max(values)))
@@ -71,6 +78,17 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _read(text: str) -> Any:
+    if text in ("None", "True", "False"):
+        return {"None": None, "True": True, "False": False}[text]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _cell(value: object, digits: int = 3) -> str:
