@@ -95,7 +95,7 @@ def judged(rows: list[dict[str, Any]]) -> str:
     plain, corrected = ([works(row) for row in rows if (row["rule"] == PLAIN) is plain] for plain in (True, False))
     if all(corrected):
         return "holds"
-    return "does not hold" if sum(corrected) < sum(plain) else "holds within limits"
+    return "holds within limits" if sum(corrected) >= sum(plain) > 0 else "does not hold"
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:

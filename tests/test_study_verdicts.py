@@ -76,6 +76,7 @@ def test_the_correction_by_the_gain():
     one_wrong = changed(one_wrong, {"found": 3}, depth=4, seed=36, optimizer="Adam")  # with the correction and without
     assert gain_corrected_rate.judged(one_wrong) == LIMITS
     assert gain_corrected_rate.judged(rows) == "does not hold"
+    assert gain_corrected_rate.judged([row | {"found": 3} for row in rows]) == "does not hold", "nothing works"
 
 
 def test_one_direction_after_another():
@@ -108,7 +109,8 @@ def test_the_cut_of_decay_in_a_nonlinear_autoencoder():
     assert "the prediction carries over.**" in l2_nonlinear.verdict(as_predicted)
     mostly = changed(as_predicted, {"found": 0}, network="MLP", cutoff=0.1, depth=4)
     assert l2_nonlinear.judged(mostly) == "carries over within limits"
-    assert l2_nonlinear.judged(changed(as_predicted, {"found": 0}, network="MLP", cutoff=0.1)) == "does not carry over"
+    missed = changed(mostly, {"found": 0}, network="MLP", cutoff=0.1)
+    assert l2_nonlinear.judged(changed(missed, {"found": 0}, network="MLP", depth=0)) == "does not carry over"
 
 
 def test_the_window_of_the_rank():
