@@ -36,7 +36,12 @@ def test_the_public_names_are_those_of_the_contract():
         "synchronize",
     }
     assert set(lightning_rank.sampling.__all__) == {"LatentSampler"}
-    assert set(lightning_rank.compression.__all__) == {"Truncation", "load_truncated", "truncate_linear_bottleneck"}
+    assert set(lightning_rank.compression.__all__) == {
+        "Truncation",
+        "load_truncated",
+        "measure_by_rank",
+        "truncate_linear_bottleneck",
+    }
     assert set(lightning_rank.traversal.__all__) == {
         "image_grid",
         "interpolate_latents",
