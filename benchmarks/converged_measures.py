@@ -32,6 +32,8 @@ LABELS = {"10": 10, "100": 100, "all": 1000}
 ROUNDING = 1e-5
 #: From strong to weak.
 INVERSE_REGULARIZATIONS = tuple(10.0**k for k in range(-5, 3))
+#: Numbers of leading directions that latents are cut to, for the curve of the error.
+CUTS = (1, 2, 4, 8, 16, 32)
 COMPONENTS, MIXTURE_ROWS = 10, 20_000
 BATCH_SIZE = 1000
 
@@ -100,11 +102,19 @@ class Measures:
         }
         if numerical_rank(principal_deviations(row_moments(train)), variance_rtol=VARIANCE_RTOL) == 0:
             return result | {"collapsed": True}
+        result |= {f"cut/{rank}/error": error for rank, error in self._errors_by_rank(splits, decode)}
         return result | self._accuracies(splits, seed) | self._distances(train, decode, seed)
 
     def _error(self, split: str, latents: Tensor, decode: Map) -> float:
         pairs = zip(self.images.splits[split][0].split(BATCH_SIZE), latents.split(BATCH_SIZE), strict=True)
         return math.fsum(float((decode(z) - x).double().square().sum()) for x, z in pairs) / len(latents)
+
+    def _errors_by_rank(self, splits: dict[str, Labelled], decode: Map) -> Iterator[tuple[int, float]]:
+        """Test error with the latents cut to their leading directions, as one training gives it."""
+        (train, _), (test, _) = splits["train"], splits["test"]
+        for rank in (rank for rank in CUTS if rank < train.shape[1]):
+            cut, uncut = truncated(lambda z: z, decode, train, rank)
+            yield rank, self._error("test", cut(test), uncut)
 
     def _accuracies(self, splits: dict[str, Labelled], seed: int) -> dict[str, Any]:
         moments = row_moments(splits["train"][0])

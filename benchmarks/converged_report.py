@@ -7,6 +7,7 @@ from typing import Any
 import converged_verdicts as verdicts
 import report
 from cells import FAMILIES, Cell, shown, sign
+from converged_measures import CUTS
 from converged_verdicts import CONTROLS, HOLDS, JUDGED, MEASURES, MIN_SEEDS, Finding
 from matplotlib.figure import Figure
 
@@ -41,6 +42,7 @@ def body(rows: Rows, steps: int, settings: str, missing: str) -> str:
     parts += ["## Ours against the controls", "At equal rank, or error:", equal(rows, steps)]
     parts += ["Best against best, at whatever rank:", at_best(rows, steps)]
     parts += ["Each gain, its lead over each control at equal rank, or error:", equal_by_gain(rows, steps)]
+    parts += ["## One training, cut", CURVES, curves(rows, steps)]
     parts += ["## All settings", "![Every measure against the effective rank, a marker a run](against_rank.png)"]
     parts += ["![Every measure over the steps of training, means over seeds](over_steps.png)"]
     for stop in stops[::-1]:
@@ -59,6 +61,11 @@ measure. *Best against best*: at whatever rank each is. Both hold if ours leads,
 Every lead is paired by seed, and counts if its 95 % interval excludes zero; from fewer than {MIN_SEEDS} seeds nothing
 is shown. A purpose with several measures wants them to agree. The best of several settings is chosen by the same runs,
 which favours it; nothing corrects for the number of measures."""
+
+
+CURVES = """Test error with the latents of a trained network cut to their leading directions, no training after, and
+in the last line that of plain networks trained at each width. The closer a line is to the last, the better the rank can
+be chosen after one training."""
 
 
 def lines_at(rows: Rows, steps: int) -> dict[str, list[Cell]]:
@@ -149,6 +156,20 @@ def equal_by_gain(rows: Rows, steps: int) -> str:
         for name, x in CONTROLS.items()
     ]
     return report.markdown(["ours", "over", *(MEASURES[measure] for measure in JUDGED)], made)
+
+
+def curves(rows: Rows, steps: int) -> str:
+    """A row a setting of full width, a column a rank."""
+    cells = verdicts.cells_at(rows, steps)
+    widths = {row["width"]: cell for cell in cells if cell.family == "narrow" for row in cell.runs.values()}
+    ranks = sorted(widths)
+    made = [
+        [cell.name, *(shown(cell, f"cut/{rank}/error") for rank in ranks), shown(cell, "test/error")]
+        for cell in cells
+        if any(f"cut/{max(CUTS)}/error" in row for row in cell.runs.values())
+    ]
+    made.append(["plain, trained at that width", *(shown(widths[rank], "test/error") for rank in ranks), "-"])
+    return report.markdown(["", *(f"{rank} directions" for rank in ranks), "all"], made)
 
 
 def table(cells: Sequence[Cell]) -> str:

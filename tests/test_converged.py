@@ -177,6 +177,9 @@ def test_truncated_latents_are_their_leading_coordinates(measures):
     full, cut = (truncated(*whole, whole[0](images), rank) for rank in (64, 3))
     torch.testing.assert_close(full[1](full[0](images)), images, atol=1e-3, rtol=0)
     assert measures(*cut, 0)["rank/numerical"] <= 3
+    assert measures(*whole, 0)["cut/4/error"] == pytest.approx(
+        measures(*truncated(*whole, whole[0](images), 4), 0)["test/error"]
+    )
     latents, coordinates = whole[0](images), cut[0](images)
     centred = latents - latents.mean(0)
     kept = torch.linalg.svdvals(centred)[:3]

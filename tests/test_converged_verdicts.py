@@ -211,3 +211,11 @@ def test_the_report_holds_the_verdicts():
     assert purpose.strip("| ").split(" | ")[1:] == [HOLDS, OPEN, OPEN, OPEN, AGAINST, OPEN, OPEN]
     assert "| 10 a class, as they are | ours over gains | ours 4 layers, gain 0.03: 0.7" in body
     assert "-0.2 ± 0.0039: does not hold" in body
+
+
+def test_curves_of_one_training_stand_beside_networks_trained_at_each_width():
+    made = rows(PLAIN, 48, 5.0, measure="test/error") + rows(NARROW[8], 8, 9.0, measure="test/error")
+    made = [row | ({"cut/8/error": 11.0, "cut/32/error": 6.0} if row["family"] == "plain" else {}) for row in made]
+    _, _, plain, trained = converged_report.curves(made, STEPS).splitlines()
+    assert plain.startswith("| plain | 11 ± 0 | 5 ±")
+    assert trained.startswith("| plain, trained at that width | 9 ±")
