@@ -1,8 +1,8 @@
 """From a rank to a smaller model: train on digits, find the rank of the latents, and keep that many.
 
-``python examples/shrink_autoencoder.py`` compares the autoencoder as it was trained with what is left of it, and both
-with plain ones: cut to the same width, and trained at it. Then it saves, loads, samples and traverses. Nothing to
-download, half a minute.
+``python examples/shrink_autoencoder.py`` compares the autoencoder as it was trained with what is left of it, cut at the
+end, or cut before the end and then trained on; and all with plain ones: cut to the same width, and trained at it. Each
+is trained for as many epochs in all. Then it saves, loads, samples and traverses. Nothing to download, some minutes.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import pictures
 import torch
 from autoencoders import mlp_autoencoder
 from evaluation import Encoded, decode, encode
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from matplotlib.figure import Figure
 from probes import linear_probe
 from sweep_tables import csv_text, markdown, mean_and_interval
 from torch import Tensor
@@ -33,6 +34,7 @@ from lightning_rank import (
     load_truncated,
     truncate_linear_bottleneck,
 )
+from lightning_rank.compression import measure_by_rank
 from lightning_rank.sampling import LatentSampler
 
 DIM = 32
@@ -58,12 +60,36 @@ def new(depth: int, dim: int = DIM) -> LightningModule:
     return attach_linear_bottleneck(mlp_autoencoder(dim=dim), dim=dim, depth=depth, gain=0.1)
 
 
-def train(digits: data.TensorDataModule, seed: int, max_epochs: int, depth: int, dim: int = DIM) -> LightningModule:
-    """Train one."""
+class KeepWeights(Callback):
+    """Keeps the weights as they are after some epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.state: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy them."""
+        if trainer.current_epoch + 1 == self.epochs:
+            self.state = copy.deepcopy(pl_module.state_dict())
+
+
+def train(
+    digits: data.TensorDataModule, seed: int, max_epochs: int, depth: int, dim: int = DIM, keep: int = 0
+) -> tuple[LightningModule, LightningModule]:
+    """Train one: as it is at the end, and as it was after ``keep`` epochs."""
     seed_everything(seed, verbose=False)
-    model = new(depth, dim)
-    trainer = Trainer(max_epochs=max_epochs, callbacks=[DepthScaledLR()] if depth else [], **QUIET)
+    model, kept = new(depth, dim), KeepWeights(keep or max_epochs)
+    trainer = Trainer(max_epochs=max_epochs, callbacks=[kept, *([DepthScaledLR()] if depth else [])], **QUIET)
     trainer.fit(model, digits.train_dataloader())
+    earlier = new(depth, dim)
+    earlier.load_state_dict(kept.state)
+    return model.eval(), earlier.eval()
+
+
+def train_on(model: LightningModule, digits: data.TensorDataModule, seed: int, max_epochs: int) -> LightningModule:
+    """Train what was cut, with an optimizer of its own: the one from before holds layers that are gone."""
+    seed_everything(seed, verbose=False)
+    Trainer(max_epochs=max_epochs, **QUIET).fit(model.train(), digits.train_dataloader())
     return model.eval()
 
 
@@ -95,17 +121,22 @@ def times(models: dict[str, LightningModule], images: Tensor, rounds: int = 30) 
     }
 
 
-def shrink(seed: int, max_epochs: int, directory: Path) -> list[dict[str, Any]]:
-    """Train, truncate, measure, save, load and draw: a row for each model."""
+def shrink(seed: int, max_epochs: int, more_epochs: int, directory: Path) -> list[dict[str, Any]]:
+    """Train, truncate, train on, measure, save, load and draw: a row for each model."""
     digits = data.digits()
-    plain, low = (train(digits, seed, max_epochs, depth) for depth in (0, 4))
+    epochs = max_epochs + more_epochs
+    (plain, plain_then), (low, low_then) = (train(digits, seed, epochs, depth, keep=max_epochs) for depth in (0, 4))
     batches = digits.train_dataloader()
     cut_low, cut_plain = copy.deepcopy(low), copy.deepcopy(plain)
-    done = truncate_linear_bottleneck(cut_low, batches, fold=True)
-    truncate_linear_bottleneck(cut_plain, batches, rank=done.rank, fold=True)
-    narrow = train(digits, seed, max_epochs, depth=0, dim=done.rank)
+    done = truncate_linear_bottleneck(low_then, batches, fold=True)  # the rank is chosen when training is cut
+    for model in (plain_then, cut_low, cut_plain):
+        truncate_linear_bottleneck(model, batches, rank=done.rank, fold=True)
+    narrow, _ = train(digits, seed, epochs, depth=0, dim=done.rank)
+    low_then, plain_then = (train_on(model, digits, seed, more_epochs) for model in (low_then, plain_then))
     if seed == 0:
         print(done, end="\n\n")
+        curves = {name: error_by_rank(model, digits) for name, model in (("plain", plain), ("low rank", low))}
+        draw_curves(curves, {done.rank: measure(narrow, digits)["error"]}, directory / "by_rank.png")
 
     path = directory / "truncated.pt"
     torch.save(cut_low.state_dict(), path)
@@ -115,9 +146,11 @@ def shrink(seed: int, max_epochs: int, directory: Path) -> list[dict[str, Any]]:
     models = {
         "plain": plain,
         "plain, truncated": cut_plain,
+        "plain, truncated, trained on": plain_then,
         "plain, trained narrow": narrow,
         "low rank": low,
         SHRUNK: loaded,
+        "low rank, truncated, trained on": low_then,
     }
     taken = times(models, digits.test.tensors[0])
     if seed == 0:
@@ -129,6 +162,26 @@ def shrink(seed: int, max_epochs: int, directory: Path) -> list[dict[str, Any]]:
     return [
         {"model": name, "seed": seed} | measure(model, digits) | {"time": taken[name]} for name, model in models.items()
     ]
+
+
+def error_by_rank(model: LightningModule, digits: data.TensorDataModule) -> dict[int, float]:
+    """Test error with the latents cut to 1, 2, ... directions of the training latents."""
+    return measure_by_rank(
+        model, digits.train_dataloader(), lambda cut: encode(cut, iter(digits.test_dataloader())).error
+    )
+
+
+def draw_curves(curves: dict[str, dict[int, float]], narrow: dict[int, float], path: Path) -> None:
+    """What one training says of every rank, and what networks trained at a width reach."""
+    figure = Figure(figsize=(5.6, 3.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for name, errors in curves.items():
+        axes.plot(list(errors), list(errors.values()), marker="o", markersize=3, label=f"{name}, cut to that rank")
+    axes.plot(list(narrow), list(narrow.values()), "k^", label="plain, trained narrow")
+    axes.set(xlabel="directions of the latents", ylabel="test error", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path)
 
 
 def draw(models: dict[str, LightningModule], digits: data.TensorDataModule, path: Path) -> None:
@@ -161,8 +214,11 @@ def _loaders(digits: data.TensorDataModule) -> tuple[Callable, ...]:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Do it for each seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--max-epochs", type=int, default=150, help="epochs of each training")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--max-epochs", type=int, default=150, help="epochs before the cut")
+    parser.add_argument(
+        "--more-epochs", type=int, default=75, help="epochs after it; what is not cut has as many in all"
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/shrink_autoencoder"), help="for what is left")
     args = parser.parse_args(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -170,10 +226,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     warnings.filterwarnings("ignore", ".*LeafSpec.*", category=FutureWarning)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # faster than two for models of this size
-    rows = [row for seed in range(args.seeds) for row in shrink(seed, args.max_epochs, args.output_dir)]
+    rows = [
+        row for seed in range(args.seeds) for row in shrink(seed, args.max_epochs, args.more_epochs, args.output_dir)
+    ]
     (args.output_dir / "results.csv").write_text(csv_text(rows))
     print(table(rows))
-    print(f"\nwritten to {args.output_dir}: results.csv, shrink.png, latent_traversals/, truncated.pt")
+    print(f"\nwritten to {args.output_dir}: results.csv, shrink.png, by_rank.png, latent_traversals/, truncated.pt")
     return rows
 
 

@@ -191,7 +191,8 @@ def test_missing_and_damaged_data_stop_the_sweep_and_keep_what_is_finished(tmp_p
 
 
 def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path):
-    rows = shrink_autoencoder.main(["--seeds", "1", "--max-epochs", "30", "--output-dir", str(tmp_path)])
+    arguments = ["--seeds", "1", "--max-epochs", "30", "--more-epochs", "20", "--output-dir", str(tmp_path)]
+    rows = shrink_autoencoder.main(arguments)
     models = {row["model"]: row for row in rows}
     plain, low, small = models["plain"], models["low rank"], models["low rank, truncated"]
     rank = small["width"]
@@ -200,12 +201,18 @@ def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path):
     assert low["parameters"] - small["parameters"] == 32 * 32 - (32 * rank + rank) + 128 * (32 - rank)
     assert small["error"] < 1.1 * low["error"], "of low rank already"
     assert models["plain, truncated"]["error"] > 1.5 * plain["error"], "not of low rank"
+    for name in ("plain, truncated", "low rank, truncated"):
+        trained_on = models[f"{name}, trained on"]
+        assert trained_on["error"] < 1.05 * models[name]["error"]
+        assert (trained_on["width"], trained_on["parameters"]) == (rank, models[name]["parameters"])
+    assert models["plain, truncated, trained on"]["error"] < 0.9 * models["plain, truncated"]["error"], "got back"
     # What was measured as the small one was loaded from the file.
     saved = torch.load(tmp_path / "truncated.pt", weights_only=True)
     assert saved["encoder.linear_bottleneck.encode.weight"].shape == (rank, 32)
-    assert (tmp_path / "shrink.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("shrink.png", "by_rank.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     (traversal,) = tmp_path.glob("latent_traversals/*.png")
     with Image.open(traversal) as picture:
         # The directions, of 64 pixels and a line of 3, and set apart the row between two inputs.
         assert picture.height == (rank + 2) * 67 + 3 + 67 + 3
-    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(rows) == 6
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(rows) == 8
