@@ -7,6 +7,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
@@ -70,22 +71,29 @@ def draw(cells: Sequence[Cell], titles: Mapping[str, str], rank: str, path: Path
     panels = [measure for measure in titles if sign(measure) and any(cell.values(measure) for cell in cells)]
     figure = Figure(figsize=(12, 3.6 * -(-len(panels) // 3)), dpi=100, layout="constrained")
     axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
+    present = {cell.family for cell in cells}
+    families = {family: look for family, look in FAMILIES.items() if family in present}
     for axis, measure in zip(axes, panels, strict=False):
-        for family, (label, colour, marker) in reversed(FAMILIES.items()):  # the plain network on top
+        for family, (label, colour, marker) in reversed(families.items()):  # the plain network on top
             runs = [run for cell in cells if cell.family == family for run in cell.runs.values() if measure in run]
-            runs = [run for run in runs if run[rank] > 0]
+            runs = [run for run in runs if run.get(rank, 0) > 0]
             x, y = ([run[key] for run in runs] for key in (rank, measure))
             axis.plot(x, y, marker, color=colour, label=label, markersize=5, markeredgewidth=0, alpha=0.7)
         axis.set(xlabel=f"{titles[rank]} of the latents", ylabel=titles[measure])
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
-        if sign(measure) < 0:
-            axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
-        axis.grid(alpha=0.3)
+        finish(axis, measure)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path)
+
+
+def finish(axis: Axes, measure: str) -> None:
+    """Distances and errors on a logarithmic scale; a grid."""
+    if sign(measure) < 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
+    axis.grid(alpha=0.3)

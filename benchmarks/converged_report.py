@@ -6,7 +6,7 @@ from typing import Any
 
 import converged_verdicts as verdicts
 import report
-from cells import FAMILIES, Cell, shown, sign
+from cells import FAMILIES, Cell, finish, shown
 from converged_measures import CUTS
 from converged_verdicts import CONTROLS, HOLDS, JUDGED, MEASURES, MIN_SEEDS, Finding
 from matplotlib.figure import Figure
@@ -36,7 +36,13 @@ def body(rows: Rows, steps: int, settings: str, missing: str) -> str:
         missing: What was not, yet.
     """
     stops = verdicts.stops_of(rows)
-    parts = [settings, missing, RULE, f"## Verdicts at {steps:,} steps", purposes(rows, steps)]
+    parts = [
+        settings,
+        f"{missing} {times(rows, steps)}",
+        RULE,
+        f"## Verdicts at {steps:,} steps",
+        purposes(rows, steps),
+    ]
     parts += ["## A best rank", best_ranks(rows, steps)]
     parts += ["The same with longer and shorter training, for ours over gains and for widths:", over_stops(rows, stops)]
     parts += ["## Ours against the controls", "At equal rank, or error:", equal(rows, steps)]
@@ -66,6 +72,12 @@ which favours it; nothing corrects for the number of measures."""
 CURVES = """Test error with the latents of a trained network cut to their leading directions, no training after, and
 in the last line that of plain networks trained at each width. The closer a line is to the last, the better the rank can
 be chosen after one training."""
+
+
+def times(rows: Rows, steps: int) -> str:
+    """How long a run took."""
+    taken = [row["train/seconds"] / 60 for row in rows if row["steps"] == steps and row["family"] != "truncated"]
+    return f"Training to {steps:,} steps took {report.spread(taken)} minutes a run, in processes of one thread."
 
 
 def lines_at(rows: Rows, steps: int) -> dict[str, list[Cell]]:
@@ -184,7 +196,7 @@ def draw_over_steps(rows: Rows, path: Path) -> None:
     for stop in sorted({row["steps"] for row in rows}):
         for cell in verdicts.cells_at(rows, stop):
             over.setdefault(cell.name, []).append((stop, cell))
-    measures = ["rank/effective", *JUDGED]
+    measures, ticks = ["rank/effective", *JUDGED], verdicts.stops_of(rows)
     figure = Figure(figsize=(12, 3.2 * -(-len(measures) // 4)), dpi=100, layout="constrained")
     axes = figure.subplots(-(-len(measures) // 4), 4, squeeze=False).flatten()
     for axis, measure in zip(axes, measures, strict=False):
@@ -192,9 +204,9 @@ def draw_over_steps(rows: Rows, path: Path) -> None:
             points = [(stop, cell.mean(measure)) for stop, cell in cells if cell.values(measure)]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name) if points else None
         axis.set(xlabel="steps", ylabel=MEASURES[measure], xscale="log")
-        if sign(measure) < 0:
-            axis.set_yscale("log")
-        axis.grid(alpha=0.3)
+        axis.set_xticks(ticks, [f"{stop:,}" for stop in ticks], fontsize=7)
+        axis.minorticks_off()
+        finish(axis, measure)
     for axis in axes[len(measures) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
