@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from lightning_rank.compression import measure_by_rank
+from lightning_rank.nn import LinearBottleneck
 from lightning_rank.nn.submodules import find_submodule
 from lightning_rank.sampling import LatentSampler
 from lightning_rank.traversal import interpolate_latents
@@ -47,10 +49,10 @@ class Encoded:
 class AutoencoderEvaluation:
     """Measures a trained autoencoder and draws what it makes.
 
-    Test error; accuracy of linear probes with all labels, 100 and 10 a class; distance of samples from test images, the
-    samples being decoded from a Gaussian and from a mixture of them, fitted to training latents in the subspace of
-    their numerical rank; grids of reconstructions, samples and interpolations. Without labels there are neither probes
-    nor distances, of vectors that are no images no grids.
+    Test error, also with the latents cut to 1, 2, 4, ... directions; accuracy of linear probes with all labels, 100 and
+    10 a class; distance of samples from test images, the samples being decoded from a Gaussian and from a mixture of
+    them, fitted to training latents in the subspace of their numerical rank; grids of reconstructions, samples and
+    interpolations. Without labels there are neither probes nor distances, of vectors that are no images no grids.
 
     The module maps a batch of inputs to their reconstruction, and its child ``decoder`` latents ``(B, dim)`` to images.
 
@@ -92,6 +94,7 @@ class AutoencoderEvaluation:
             result = {"test/error": test.error}
             if not train.latents.isfinite().all() or (train.latents == train.latents[0]).all():
                 return result  # diverged or collapsed: nothing to classify, nothing to sample
+            result |= self._errors_by_rank(module, train.latents)
             samplers = {"gaussian": LatentSampler(variance_rtol=self.variance_rtol).fit(train.latents)}
             if len(train.latents) >= COMPONENTS:
                 mixture = LatentSampler(kind="mixture", n_components=COMPONENTS, variance_rtol=self.variance_rtol)
@@ -105,6 +108,14 @@ class AutoencoderEvaluation:
 
     def _batches(self, split: str) -> Iterator[list[Tensor]]:
         return limited(getattr(self.datamodule, f"{split}_dataloader")(), self.limits.get(split))
+
+    def _errors_by_rank(self, module: LightningModule, latents: Tensor) -> dict[str, float]:
+        """What the test error would be with fewer directions of the training latents."""
+        if not isinstance(module.linear_bottleneck, LinearBottleneck):
+            return {}  # cut already
+        ranks = itertools.takewhile(lambda rank: rank < latents.shape[1], (2**k for k in itertools.count()))
+        errors = measure_by_rank(module, latents, lambda cut: encode(cut, self._batches("test")).error, ranks)
+        return {f"cut/{rank}/error": error for rank, error in errors.items()}
 
     def _accuracies(self, train: Encoded, val: Encoded, test: Encoded, seed: int) -> dict[str, float]:
         splits = [(split.latents, split.labels) for split in (train, val, test)]

@@ -74,6 +74,20 @@ def rank_by_depth(results: Results) -> list[Panel]:
     return [panel] if any(row["depth"] for row in results) else []
 
 
+def error_by_cut(results: Results) -> list[Panel]:
+    """Test error of each run with its latents cut to ever fewer directions, a panel a method."""
+
+    def draw(axes: Axes, result: dict[str, Any], **style: Any) -> None:
+        errors = {int(key.split("/")[1]): value for key, value in result.items() if key.startswith("cut/")}
+        axes.plot(list(errors), list(errors.values()), marker=".", **style)
+        axes.set(xlabel="directions of the latents kept", ylabel="test error", xscale="log", yscale="log")
+        axes.set_xticks(list(errors), [f"{rank}" for rank in errors])
+        axes.minorticks_off()
+
+    cut = [result for result in results if any(key.startswith("cut/") for key in result)]
+    return _by_method(cut, draw) if cut else []
+
+
 def quality_by_rank(results: Results) -> list[Panel]:
     """Accuracies, distances of samples and test error against effective rank, a panel a measure, a point a run."""
     titles = TABLES["What the latents are good for"]
@@ -95,6 +109,7 @@ PLOTS = {
     "rank_by_depth": ("Rank and depth", rank_by_depth),
     "quality_by_rank": ("Accuracy, samples and error against rank", quality_by_rank),
     "spectra": ("Spectra", spectra),
+    "error_by_cut": ("Error with fewer directions", error_by_cut),
 }
 
 

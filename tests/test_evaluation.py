@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from lightning_rank import attach_linear_bottleneck
+from lightning_rank import attach_linear_bottleneck, truncate_linear_bottleneck
 
 
 def blobs(n, spread=1.0, seed=0, classes=3, dim=8):
@@ -164,6 +164,22 @@ def test_error_is_that_of_the_whole_test_split(tmp_path):
         "samples_mixture",
         "interpolations",
     }
+
+
+def test_error_with_fewer_directions_is_that_of_the_truncated_module(tmp_path):
+    # The first number varies most in the training data, so that the second is lost: its training mean takes its place.
+    result, ((train, _), _, (rows, _)) = evaluated(
+        tmp_path, planar([[1.0, 0.0], [0.0, 1.0]]), train=(9.0, 1.0, 1.0, 1.0)
+    )
+    module = planar([[1.0, 0.0], [0.0, 1.0]])
+    truncate_linear_bottleneck(module, [train], rank=1)
+    with torch.no_grad():
+        lost = (module(rows) - rows).double().square().sum(1).mean()
+    assert result["cut/1/error"] == pytest.approx(lost.item(), rel=1e-5)
+    assert result["cut/1/error"] > result["test/error"] + 0.005
+    assert "cut/2/error" not in result
+    cut, _ = evaluated(tmp_path, module)
+    assert not any(key.startswith("cut/") for key in cut), "cut already"
 
 
 def test_limits_count_batches(tmp_path):

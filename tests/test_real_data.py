@@ -41,5 +41,5 @@ def test_real_images_end_in_a_report(name, tmp_path):
     with (tmp_path / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") == 2 + 2 + 1 + 6 + 3 * 4
+    assert page.count("<img") == 2 + 2 + 2 + 1 + 6 + 3 * 4
     assert 'src="runs' not in page

@@ -25,6 +25,8 @@ def result(method="ours", depth=2, gain=0.1, seed=0, rank=5.0, **more):
         "rank/effective": rank,
         "history": history,
         "singular_values": [1.0, 0.5, 0.0],
+        "cut/1/error": 7.0,
+        "cut/2/error": 6.0,
         "probe/all": 0.9,
         "frechet/classifier/gaussian": 12.5,
         **more,
@@ -93,8 +95,8 @@ def test_the_page_holds_everything_itself(tmp_path):
     }
     page = (tmp_path / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    # Two panels of curves and two of spectra, one of depth, two of quality, one grid of the first seed.
-    assert len(sources) == 2 + 2 + 1 + 2 + 1
+    # Two panels of curves, of spectra and of errors, one of depth, two of quality, one grid of the first seed.
+    assert len(sources) == 2 + 2 + 2 + 1 + 2 + 1
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
     assert "://" not in re.sub(r'src="[^"]*"', "", page)
     assert 'name="viewport"' in page
@@ -142,6 +144,9 @@ def test_the_plots_show_the_results():
     accuracy, distance = lines(sweep_plots.quality_by_rank, RESULTS)
     assert [(x, y) for _, x, y in accuracy] == [([row["rank/effective"]], [0.9]) for row in RESULTS]
     assert [y for *_, y in distance] == [[12.5]] * len(RESULTS)
+    irmae, ours = lines(sweep_plots.error_by_cut, RESULTS)
+    assert [(x, y) for _, x, y in ours] == [([1, 2], [7.0, 6.0])] * 5
+    assert sweep_plots.error_by_cut([{k: v for k, v in result().items() if not k.startswith("cut/")}]) == []
     (by_depth,) = lines(sweep_plots.rank_by_depth, RESULTS)
     assert ([2, 4], [2.5, 4.5]) in [(x, y) for _, x, y in by_depth]
 
