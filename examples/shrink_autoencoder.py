@@ -38,7 +38,7 @@ from lightning_rank.compression import measure_by_rank
 from lightning_rank.sampling import LatentSampler
 
 DIM = 32
-SHRUNK = "low rank, truncated"
+SHRUNK, TRAINED_ON = "low rank, truncated", "low rank, truncated, trained on"
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -126,7 +126,7 @@ def shrink(seed: int, max_epochs: int, more_epochs: int, directory: Path) -> lis
     digits = data.digits()
     epochs = max_epochs + more_epochs
     (plain, plain_then), (low, low_then) = (train(digits, seed, epochs, depth, keep=max_epochs) for depth in (0, 4))
-    batches = digits.train_dataloader()
+    batches, at_cut = digits.train_dataloader(), copy.deepcopy(low_then)
     cut_low, cut_plain = copy.deepcopy(low), copy.deepcopy(plain)
     done = truncate_linear_bottleneck(low_then, batches, fold=True)  # the rank is chosen when training is cut
     for model in (plain_then, cut_low, cut_plain):
@@ -150,15 +150,15 @@ def shrink(seed: int, max_epochs: int, more_epochs: int, directory: Path) -> lis
         "plain, trained narrow": narrow,
         "low rank": low,
         SHRUNK: loaded,
-        "low rank, truncated, trained on": low_then,
+        TRAINED_ON: low_then,
     }
     taken = times(models, digits.test.tensors[0])
     if seed == 0:
         draw(models, digits, directory / "shrink.png")
-        # A row for each direction of the latents: those beyond the rank change nothing.
+        # A row for each direction of the latents when they were cut: those beyond the rank change nothing.
         traversal = LatentTraversal(image_shape=(1, 8, 8), n_directions=done.rank + 2)
         trainer = Trainer(callbacks=[traversal], default_root_dir=directory, **QUIET)
-        trainer.validate(low, digits.val_dataloader(), verbose=False)
+        trainer.validate(at_cut, digits.val_dataloader(), verbose=False)
     return [
         {"model": name, "seed": seed} | measure(model, digits) | {"time": taken[name]} for name, model in models.items()
     ]
@@ -179,6 +179,8 @@ def draw_curves(curves: dict[str, dict[int, float]], narrow: dict[int, float], p
         axes.plot(list(errors), list(errors.values()), marker="o", markersize=3, label=f"{name}, cut to that rank")
     axes.plot(list(narrow), list(narrow.values()), "k^", label="plain, trained narrow")
     axes.set(xlabel="directions of the latents", ylabel="test error", yscale="log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path)
@@ -207,6 +209,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown(lines)
 
 
+def gaps(rows: Sequence[dict[str, Any]], of: str = TRAINED_ON) -> str:
+    """Test error of one model less that of each other, seed by seed: negative where it is the better one."""
+    errors: dict[str, dict[int, float]] = {}
+    for row in rows:
+        errors.setdefault(row["model"], {})[row["seed"]] = row["error"]
+    own = errors.pop(of)
+    lines = [["the model", "its test error less that of the model"]]
+    lines += [[name, mean_and_interval([own[s] - error for s, error in some.items()])] for name, some in errors.items()]
+    return markdown(lines)
+
+
 def _loaders(digits: data.TensorDataModule) -> tuple[Callable, ...]:
     return digits.train_dataloader, digits.val_dataloader, digits.test_dataloader
 
@@ -230,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         row for seed in range(args.seeds) for row in shrink(seed, args.max_epochs, args.more_epochs, args.output_dir)
     ]
     (args.output_dir / "results.csv").write_text(csv_text(rows))
-    print(table(rows))
+    print(table(rows), f"{TRAINED_ON}, seed by seed:", gaps(rows), sep="\n\n")
     print(f"\nwritten to {args.output_dir}: results.csv, shrink.png, by_rank.png, latent_traversals/, truncated.pt")
     return rows
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -190,7 +191,7 @@ def test_missing_and_damaged_data_stop_the_sweep_and_keep_what_is_finished(tmp_p
     assert len(results(tmp_path)) == 1
 
 
-def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path):
+def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path, capsys):
     arguments = ["--seeds", "1", "--max-epochs", "30", "--more-epochs", "20", "--output-dir", str(tmp_path)]
     rows = shrink_autoencoder.main(arguments)
     models = {row["model"]: row for row in rows}
@@ -206,6 +207,8 @@ def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path):
         assert trained_on["error"] < 1.05 * models[name]["error"]
         assert (trained_on["width"], trained_on["parameters"]) == (rank, models[name]["parameters"])
     assert models["plain, truncated, trained on"]["error"] < 0.9 * models["plain, truncated"]["error"], "got back"
+    gap = models["low rank, truncated, trained on"]["error"] - plain["error"]
+    assert re.search(rf"\| +plain \| +{gap:.3g} \|", capsys.readouterr().out)
     # What was measured as the small one was loaded from the file.
     saved = torch.load(tmp_path / "truncated.pt", weights_only=True)
     assert saved["encoder.linear_bottleneck.encode.weight"].shape == (rank, 32)
