@@ -205,7 +205,7 @@ def main() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if not args.report:
             images = digits() if args.quick else fashion_mnist(args.data_dir)
-            measures = Measures(images, directory / "classifier.pt", draws=2 if args.quick else 10)
+            measures = Measures(images, directory / "classifier.pt", draws=1 if args.quick else 10)
             for setting, seed, stops in list(study.jobs())[shard::shards]:
                 run(study, setting, seed, stops, measures, directory)
         if args.quick or args.report:

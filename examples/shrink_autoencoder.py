@@ -22,6 +22,7 @@ from autoencoders import mlp_autoencoder
 from evaluation import Encoded, decode, encode
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from probes import linear_probe
 from sweep_tables import csv_text, markdown, mean_and_interval
 from torch import Tensor
@@ -179,8 +180,8 @@ def draw_curves(curves: dict[str, dict[int, float]], narrow: dict[int, float], p
         axes.plot(list(errors), list(errors.values()), marker="o", markersize=3, label=f"{name}, cut to that rank")
     axes.plot(list(narrow), list(narrow.values()), "k^", label="plain, trained narrow")
     axes.set(xlabel="directions of the latents", ylabel="test error", yscale="log")
-    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        set_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path)
