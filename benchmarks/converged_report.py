@@ -77,7 +77,10 @@ be chosen after one training."""
 def times(rows: Rows, steps: int) -> str:
     """How long a run took."""
     taken = [row["train/seconds"] / 60 for row in rows if row["steps"] == steps and row["family"] != "truncated"]
-    return f"Training to {steps:,} steps took {report.spread(taken)} minutes a run, in processes of one thread."
+    return (
+        f"Training to {steps:,} steps took {report.spread(taken)} minutes a run by the clock, in processes of one "
+        "thread and of the lowest priority, beside other programs and paused at times."
+    )
 
 
 def lines_at(rows: Rows, steps: int) -> dict[str, list[Cell]]:

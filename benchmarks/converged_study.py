@@ -34,6 +34,7 @@ class Study:
         data: What the report says of it.
         hidden: Widths of the two hidden layers.
         settings: What is trained, the most telling first.
+        telling: How many of them are trained with three seeds before the others have more than one.
         stops: Steps after which all are measured.
         plain_stops: Those of the plain network besides: early stopping is one of the controls.
         cuts: Ranks that the latents of the plain network are cut to, from the last of ``stops`` on.
@@ -45,6 +46,7 @@ class Study:
     data: str
     hidden: tuple[int, int]
     settings: Sequence[Setting]
+    telling: int
     stops: Sequence[int]
     plain_stops: Sequence[int]
     cuts: Sequence[int]
@@ -54,14 +56,21 @@ class Study:
 
     def jobs(self) -> Iterator[tuple[Setting, int, list[int]]]:
         """Setting, seed and stops in the order of what tells most: three seeds make an interval."""
-        first, longer_first = min(3, self.seeds), min(2, self.seeds)
-        for seeds, longer_seeds in (
-            (range(first), range(longer_first)),
-            (range(first, self.seeds), range(longer_first, self.seeds)),
-        ):
-            yield from ((setting, seed, self.stops_of(setting)) for seed in seeds for setting in self.settings)
-            for seed in longer_seeds:
-                yield from ((setting, seed, [*self.stops_of(setting), self.longest]) for setting in self.longer)
+        three, two = range(min(3, self.seeds)), range(min(2, self.seeds))
+        telling, others = self.settings[: self.telling], self.settings[self.telling :]
+
+        def short(settings: Sequence[Setting], seeds: range) -> Iterator[tuple[Setting, int, list[int]]]:
+            return ((setting, seed, self.stops_of(setting)) for seed in seeds for setting in settings)
+
+        def long(seeds: range) -> Iterator[tuple[Setting, int, list[int]]]:
+            return ((setting, seed, [*stops, self.longest]) for setting, seed, stops in short(self.longer, seeds))
+
+        yield from short(self.settings, three[:1])
+        yield from short(telling, three[1:])
+        yield from short(others, three[1:])
+        yield from long(two)
+        yield from short(self.settings, range(len(three), self.seeds))
+        yield from long(range(len(two), self.seeds))
 
     def stops_of(self, setting: Setting) -> list[int]:
         """All that are measured, but for the longest."""
@@ -93,6 +102,7 @@ validation, its 10,000 test images for what is reported.""",
         IRMAE[8],
         NARROW[2],
     ],
+    telling=10,
     stops=(2_000, 10_000, 30_000),
     plain_stops=(4_000, 6_000, 8_000, 15_000, 20_000),
     cuts=(2, 4, 8, 16, 32),
@@ -104,6 +114,7 @@ QUICK = Study(
     data="Digits.",
     hidden=(32, 16),
     settings=[PLAIN, OURS[4, 0.1], NARROW[4], IRMAE[4]],
+    telling=4,
     stops=(40,),
     plain_stops=(20, 30),
     cuts=(4,),

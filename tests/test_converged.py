@@ -16,6 +16,7 @@ TINY = Study(
     data="Random.",
     hidden=(8, 6),
     settings=[PLAIN, OURS[4, 0.1]],
+    telling=2,
     stops=(3, 300),
     plain_stops=(5,),
     cuts=(2,),

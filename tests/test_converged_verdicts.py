@@ -198,7 +198,8 @@ def test_the_report_says_what_is_missing():
 def test_what_tells_most_is_trained_first():
     jobs = list(FULL.jobs())
     assert len(jobs) == 5 * 18 + 5 * 4
-    assert [seed for _, seed, _ in jobs[: 3 * 18]] == [0] * 18 + [1] * 18 + [2] * 18
+    assert len({(setting, seed, tuple(stops)) for setting, seed, stops in jobs}) == len(jobs)
+    assert [seed for _, seed, _ in jobs[: 3 * 18]] == [0] * 18 + [1] * 10 + [2] * 10 + [1] * 8 + [2] * 8
     assert {100_000 in stops for *_, stops in jobs[3 * 18 : 3 * 18 + 8]} == {True}
     assert jobs[0] == (PLAIN, 0, [2_000, 4_000, 6_000, 8_000, 10_000, 15_000, 20_000, 30_000])
 
