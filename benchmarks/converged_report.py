@@ -57,16 +57,17 @@ def body(rows: Rows, steps: int, settings: str, missing: str) -> str:
     return "\n\n".join(parts)
 
 
-RULE = f"""Rules, fixed before the runs. A *best rank*: on a line of settings (ours at {verdicts.DEPTH} layers over
-gains, with the plain network; plain networks over widths; the plain network over its stops) the best setting between
-the ends, by the mean over seeds, leads each end; the ends are the settings of lowest and of highest mean effective
-rank, and on the line of gains the plain network too. It does not hold if an end leads all settings between. *At equal
-rank*: the control is interpolated seed by seed, linearly in the logarithm of the effective rank, to that of ours; at
-equal error, of the validation error to that of ours; ours is the setting at {verdicts.DEPTH} layers that is best by the
-measure. *Best against best*: at whatever rank each is. Both hold if ours leads, and do not hold if the control does.
-Every lead is paired by seed, and counts if its 95 % interval excludes zero; from fewer than {MIN_SEEDS} seeds nothing
-is shown. A purpose with several measures wants them to agree. The best of several settings is chosen by the same runs,
-which favours it; nothing corrects for the number of measures."""
+RULE = f"""Rules, fixed before results were looked at. A *best rank*: on a line of settings (ours at {verdicts.DEPTH}
+layers over gains, with the plain network; plain networks over widths; the plain network over its stops) the best
+setting between the ends, by the mean over seeds, leads each end; the ends are the settings of lowest and of highest
+mean effective rank, and on the line of gains the plain network too. It does not hold if an end leads all settings
+between. *At equal rank*: the control is interpolated seed by seed, linearly in the logarithm of the effective rank, to
+that of ours; at equal error, of the validation error to that of ours; a seed where it does not reach ours on both sides
+is left out; ours is the setting at {verdicts.DEPTH} layers that is best by the measure. *Best against best*: at
+whatever rank each is. Both hold if ours leads, and do not hold if the control does. Every lead is paired by seed, and
+counts if its 95 % interval excludes zero; from fewer than {MIN_SEEDS} seeds nothing is shown. A purpose with several
+measures wants them to agree. The best of several settings is chosen by the same runs, which favours it; nothing
+corrects for the number of measures."""
 
 
 CURVES = """Test error with the latents of a trained network cut to their leading directions, no training after, and

@@ -1,4 +1,4 @@
-"""Verdicts on autoencoders trained to convergence, by rules that were fixed before the runs."""
+"""Verdicts on autoencoders trained to convergence, by rules that were fixed before results were looked at."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
