@@ -111,7 +111,7 @@ class AutoencoderEvaluation:
 
     def _errors_by_rank(self, module: LightningModule, latents: Tensor) -> dict[str, float]:
         """What the test error would be with fewer directions of the training latents."""
-        if not isinstance(module.linear_bottleneck, LinearBottleneck):
+        if not isinstance(find_submodule(module, "linear_bottleneck", "module"), LinearBottleneck):
             return {}  # cut already
         ranks = itertools.takewhile(lambda rank: rank < latents.shape[1], (2**k for k in itertools.count()))
         errors = measure_by_rank(module, latents, lambda cut: encode(cut, self._batches("test")).error, ranks)

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rank.compression.bottleneck import find_bottleneck
-from lightning_rank.compression.latents import check_data, evaluating, input_of, latent_rows, latents_of_batches
-from lightning_rank.functional.feature_axis import resolve_feature_axis
+from lightning_rank.compression.latents import (
+    axis_of,
+    check_data,
+    evaluating,
+    input_of,
+    latent_rows,
+    latents_of_batches,
+)
 from lightning_rank.functional.moments import finite_moments, principal_directions
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
 
@@ -101,7 +107,7 @@ def _cut(bottleneck: LinearBottleneck, mean: Tensor, directions: Tensor) -> Iter
     """Project what comes out of the bottleneck, before any other hook sees it."""
 
     def project(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        axis = resolve_feature_axis(output.ndim, bottleneck.feature_axis) if output.ndim > 1 else -1
+        axis = axis_of(output, bottleneck)
         # In the precision of the latents, float32 at least.
         dtype = torch.promote_types(output.dtype, torch.float32)
         basis, centre = directions.to(output.device, dtype), mean.to(output.device, dtype)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
+from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
 
 @contextmanager
@@ -72,6 +73,11 @@ def latents_of_batches(module: nn.Module, bottleneck: LinearBottleneck, batches:
         hook.remove()
 
 
+def axis_of(latents: Tensor, bottleneck: LinearBottleneck | TruncatedBottleneck) -> int:
+    """Where the bottleneck has the features of these latents."""
+    return resolve_feature_axis(latents.shape, bottleneck.feature_axis, bottleneck.dim, bottleneck.beside)
+
+
 def latent_rows(latents: Tensor, bottleneck: LinearBottleneck) -> Tensor:
     """Every position of the latents as a row, shape ``(rows, dim)``.
 
@@ -81,11 +87,7 @@ def latent_rows(latents: Tensor, bottleneck: LinearBottleneck) -> Tensor:
     """
     if not latents.is_floating_point():
         raise TypeError(f"data: expected real floating-point latents, got {latents.dtype}")
-    axis = (
-        resolve_feature_axis(latents.shape, bottleneck.feature_axis, bottleneck.dim, bottleneck.beside)
-        if latents.ndim > 1
-        else -1
-    )
+    axis = axis_of(latents, bottleneck)
     if latents.ndim < 2 or latents.shape[axis] != bottleneck.dim:
         raise ValueError(
             f"data: expected latents with {bottleneck.dim} features on axis {axis} of at least two, got shape "

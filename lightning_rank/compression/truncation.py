@@ -12,9 +12,15 @@ from torch import Tensor, nn
 
 from lightning_rank.compression.bottleneck import find_bottleneck, replace_submodule
 from lightning_rank.compression.folding import fold_decode
-from lightning_rank.compression.latents import check_data, evaluating, input_of, latent_rows, latents_of_batches
+from lightning_rank.compression.latents import (
+    axis_of,
+    check_data,
+    evaluating,
+    input_of,
+    latent_rows,
+    latents_of_batches,
+)
 from lightning_rank.compression.report import Truncation
-from lightning_rank.functional.feature_axis import resolve_feature_axis
 from lightning_rank.functional.moments import finite_moments, principal_directions
 from lightning_rank.functional.rank import numerical_rank
 from lightning_rank.insertion.folding import set_parameters
@@ -156,7 +162,7 @@ def _run_decoder(
         decoder = None  # it takes what goes into the bottleneck, not what comes out
     assert truncated.decode is not None
     matrix, mean = truncated.decode.weight, truncated.decode.bias
-    axis = resolve_feature_axis(latents.shape, truncated.feature_axis, truncated.dim, truncated.beside)
+    axis = axis_of(latents, truncated)
     code = (latents.to(matrix).movedim(axis, -1) - mean) @ matrix
 
     def run() -> tuple[Tensor, Any]:

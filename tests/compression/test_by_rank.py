@@ -62,7 +62,7 @@ def test_a_measure_of_ones_own_sees_the_cut_latents(latents):
 def _latents(module, x):
     """As a hook of one's own takes them."""
     seen = []
-    hook = module.linear_bottleneck.register_forward_hook(lambda module, args, output: seen.append(output))
+    hook = module.encoder.linear_bottleneck.register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.no_grad():
         module(x)
     hook.remove()
@@ -72,7 +72,7 @@ def _latents(module, x):
 def test_a_hook_that_was_there_before_sees_the_cut_latents():
     net, batches = attached(), batches_of((300, 10))
     seen = []
-    net.linear_bottleneck.register_forward_hook(lambda module, args, output: seen.append(output))
+    net.encoder.linear_bottleneck.register_forward_hook(lambda module, args, output: seen.append(output))
     measure_by_rank(net, batches, lambda module: module(batches[0][0]), ranks=[2])
     assert torch.linalg.matrix_rank(seen[-1] - seen[-1].mean(0), rtol=1e-4) == 2
     assert torch.linalg.matrix_rank(seen[0] - seen[0].mean(0), rtol=1e-4) == DIM, "directions are those of all"
