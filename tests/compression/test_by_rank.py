@@ -36,7 +36,7 @@ def test_each_rank_is_that_of_the_truncated_module(kind):
 
 
 def test_error_is_summed_over_features_and_averaged_over_samples_of_all_batches():
-    net = nn.Sequential(nn.Identity(), attached().linear_bottleneck, nn.Identity())
+    net = nn.Sequential(nn.Identity(), attached().encoder.linear_bottleneck, nn.Identity())
     with torch.no_grad():
         net[1].layers[0].weight.copy_(torch.eye(DIM))
         for layer in net[1].layers[1:]:
