@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from functools import reduce
 from importlib.util import find_spec
-from itertools import zip_longest
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_rank.callbacks import picture_loggers
-from lightning_rank.callbacks.latent_tap import LatentTap
-from lightning_rank.callbacks.repeated_samples import evaluation_loaders, valid_samples
+from lightning_rank.callbacks._checks import check_least
+from lightning_rank.callbacks._due import Due
+from lightning_rank.callbacks._files import files_directory, write_picture, writes_files
+from lightning_rank.callbacks._loggers import all_take_pictures, logger_step, send_picture
+from lightning_rank.callbacks._observer import LayerObserver
+from lightning_rank.callbacks._samples import no_validation
+from lightning_rank.functional import Moments, merge_moments
+from lightning_rank.nn.outputs import Output
 from lightning_rank.nn.submodules import find_submodule
 from lightning_rank.traversal import image_grid, interpolate_latents, traverse_principal_directions
 
 
-class LatentTraversal(Callback):
+class LatentTraversal(LayerObserver):
     """Draws what the decoder makes of latents along their leading principal directions.
 
     A row of the picture is a direction, in falling variance, from -2 to +2 standard deviations around the mean of the
@@ -31,23 +35,25 @@ class LatentTraversal(Callback):
     The last row, set apart, leads from the first to the second input of the split on a straight line between their
     latents.
 
-    W&B and TensorBoard get the picture as ``traversal/<layer>``. For other loggers, and without one, it is written to
-    ``latent_traversals/<layer>-epoch=...-step=....png`` beside the checkpoints. It is drawn in every validation epoch,
-    sent in some, and the last one at the end of training, and by ``trainer.validate``. What does not work is found in
-    the sanity check, of which nothing is sent.
+    W&B, TensorBoard, MLflow and Comet get the picture as ``traversal/<layer>``. For other loggers, and without one, it
+    is written to ``latent_traversals/<layer>-epoch=...-step=....png`` beside the checkpoints. It is drawn in some
+    validations, by ``trainer.validate``, and at the end of training of the last validation, if that was not drawn, by
+    the decoder as it is then. What does not work is found in the sanity check, in which one latent is decoded.
 
     The decoder runs on every process, so that a sharded one works, in the mode and precision of validation, a row of
     ``steps`` latents at a time. Random states are put back.
 
     Args:
         layer: Dotted name of the submodule whose output the decoder takes.
-        output: Which output of a layer that returns several, by index or key; ``None`` if it returns one tensor.
+        output: Which tensor of several that the layer returns: an index, key, attribute, a path of them, or a
+            function.
+        feature_axis: Axis of the features; ``None`` for that of the layer.
         decoder: Dotted name of the decoder. It returns images ``(B, C, H, W)`` of 1 or 3 channels in [0, 1], what is
             outside being clamped, or vectors; for anything else override :meth:`to_images`.
         image_shape: ``(C, H, W)``, if the decoder returns vectors.
         n_directions: How many directions, at most the width of the latents.
         steps: How many images a row.
-        every_n_epochs: Send the picture in the last of every so many epochs.
+        every_n_epochs: Draw the last of every so many validations.
 
     Attributes:
         picture: The last picture, uint8, shape ``(C, height, width)``, on the CPU; ``None`` before the first.
@@ -73,7 +79,8 @@ class LatentTraversal(Callback):
         self,
         layer: str = "linear_bottleneck",
         *,
-        output: int | str | None = None,
+        output: Output | Callable[[Any], Any] | None = None,
+        feature_axis: int | None = None,
         decoder: str = "decoder",
         image_shape: Sequence[int] | None = None,
         n_directions: int = 8,
@@ -85,20 +92,19 @@ class LatentTraversal(Callback):
                 raise TypeError(f"{name}: expected the dotted name of a submodule, got {type(value).__name__}")
         numbers = [("n_directions", n_directions, 1), ("steps", steps, 2), ("every_n_epochs", every_n_epochs, 1)]
         for name, value, least in numbers:
-            if value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}")
+            check_least(name, value, least)
         if image_shape is not None and (len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape) < 1):
             raise ValueError(f"image_shape: expected (C, H, W) with 1 or 3 channels, got {tuple(image_shape)}")
+        super().__init__([layer], output=output, feature_axis=feature_axis)
         self.layer = layer
-        self.output = output
         self.decoder = decoder
         self.image_shape = None if image_shape is None else tuple(image_shape)
         self.n_directions = n_directions
         self.steps = steps
         self.every_n_epochs = every_n_epochs
         self.picture: Tensor | None = None
-        self._unsent: tuple[int, int] | None = None
-        self._tap = LatentTap()
+        self._undrawn: tuple[int, int] | None = None  # epoch and step
+        self._due = Due(every_n_epochs, at_once=False)
         self._warned_silent = False
 
     def to_images(self, decoded: Any) -> Tensor:
@@ -110,88 +116,91 @@ class LatentTraversal(Callback):
         """Set the hook, early enough for whoever compiles the module next."""
         if find_spec("PIL") is None:
             raise ModuleNotFoundError("LatentTraversal: pictures are made by Pillow: pip install pillow")
-        self._remove_tap()
-        self._unsent = None
-        if stage in ("fit", "validate"):
-            # A layer that configure_model is yet to make is looked for again when the stage starts.
-            with suppress(ValueError):
-                self._set_tap(pl_module)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find layers that ``configure_model`` has made since; refuse those that do not exist."""
-        self._set_tap(pl_module)
+        self._undrawn, self._due = None, Due(self.every_n_epochs, at_once=False)
+        super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if there will be no pictures."""
-        if not trainer.enable_validation or sum(trainer.num_val_batches) == 0:
+        super().on_train_start(trainer, pl_module)
+        if no_validation(trainer):
             rank_zero_warn("LatentTraversal: there is no validation data, so it draws nothing")
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same as when training starts, for ``trainer.validate``."""
-        self._set_tap(pl_module)
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Take in what comes, save for the samples that fill up a distributed split."""
-        self._tap.valid = valid_samples(evaluation_loaders(trainer)[dataloader_idx], batch_idx)
-        self._tap.active = True
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """What runs between batches does not count."""
-        self._tap.active = False
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, and send if it is time to."""
-        picture = self._draw(trainer, pl_module)
-        self._tap.reset()
-        if picture is None or trainer.sanity_checking:
-            return
-        self.picture, self._unsent = picture, (trainer.current_epoch, trainer.global_step)
-        if trainer.state.fn != "fit" or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._send(trainer)
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send the last picture."""
-        self._send(trainer)
+        """Draw the last validation, if it was not due."""
+        if self._undrawn is not None:
+            modes = [(part, part.training) for part in pl_module.modules()]
+            pl_module.eval()
+            self._draw(trainer, pl_module)
+            for part, mode in modes:
+                part.training = mode
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was found."""
-        self._remove_tap()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was found; Lightning does not call ``teardown`` after an exception."""
-        self._remove_tap()
-
-    def _set_tap(self, pl_module: nn.Module) -> None:
+    def _set_hooks(self, pl_module: LightningModule) -> None:
         find_submodule(pl_module, self.decoder, "decoder")
-        if not self._tap.layer:
-            self._tap = LatentTap(self.layer, find_submodule(pl_module, self.layer, "layer"), self.output)
-            # Compiled code does not look whether a module has got a hook since: not even code of an equal module.
-            torch.compiler.reset()
+        super()._set_hooks(pl_module)
 
-    def _remove_tap(self) -> None:
-        self._tap.remove()
-        self._tap = LatentTap()
+    def _wants(self, trainer: Trainer, split: str) -> bool:
+        return split in ("validate", "sanity")
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor | None:
-        """The picture, the same on every process; ``None`` if there were no latents."""
-        metric = self._tap.agreed_metric(trainer.strategy, pl_module.device)
-        inputs = self._first_inputs(trainer)
-        if metric is None:
-            return self._warn_silent()
-        with torch.inference_mode(False), torch.no_grad(), metric.sync_context():
-            moments = metric.as_moments()
-            if moments.n == 0:
-                return self._warn_silent()
-            n_directions = min(self.n_directions, metric.dim)
-            traversals = traverse_principal_directions(moments, n_directions, self.steps)
-            axis = self._tap.feature_axis(inputs[0][None])
-            grids = [[_at_all_positions(row.cpu(), inputs[0], axis) for row in traversals]]
-            if len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
-                grids.append([interpolate_latents(inputs[0], inputs[1], self.steps)])
-            with isolate_rng(), trainer.precision_plugin.val_step_context():
-                return torch.cat([image_grid(self._decode(pl_module, rows)) for rows in grids], 1)
+    def _complete(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        if split == "sanity":
+            self._images(trainer, pl_module, split, self._mean)
+            return
+        self._undrawn = trainer.current_epoch, logger_step(trainer)
+        if trainer.state.fn != "fit" or self._due.now():
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the picture, the same on every process, and send it."""
+        assert self._undrawn is not None
+        (epoch, step), self._undrawn = self._undrawn, None
+        directory = files_directory(trainer, "latent_traversals")
+        with self._due.drawing():
+            grids = self._images(trainer, pl_module, "validate", self._traversals)
+            if not grids:
+                return
+            self.picture = torch.cat([image_grid(images) for images in grids], 1)
+            send_picture(trainer, f"traversal/{self.layer}", self.picture, step)
+            if writes_files(trainer) and not (trainer.loggers and all_take_pictures(trainer)):
+                write_picture(f"{directory}/{self.layer}-epoch={epoch}-step={step}.png", self.picture)
+
+    def _images(
+        self, trainer: Trainer, pl_module: LightningModule, split: str, latents: Callable[..., list[list[Tensor]]]
+    ) -> list[Tensor]:
+        """What the decoder makes of rows of latents, which are made of what came; none if nothing came."""
+        taken = [part.moments for part in self._synchronized(trainer, pl_module, split)[0].values() if part]
+        moments = reduce(merge_moments, taken) if taken else None
+        if moments is None or moments.n == 0:
+            self._warn_silent()
+            return []
+        inputs, axis = self._first_inputs(trainer, pl_module, split)
+        precision = trainer.precision_plugin.val_step_context
+        with torch.inference_mode(False), torch.no_grad(), isolate_rng(), precision():
+            return [self._decode(pl_module, rows) for rows in latents(moments, inputs, axis)]
+
+    def _mean(self, moments: Moments, inputs: list[Tensor], axis: int) -> list[list[Tensor]]:
+        return [[_at_all_positions(moments.mean[None].cpu(), inputs[0], axis)]]
+
+    def _traversals(self, moments: Moments, inputs: list[Tensor], axis: int) -> list[list[Tensor]]:
+        n_directions = min(self.n_directions, len(moments.mean))
+        traversals = traverse_principal_directions(moments, n_directions, self.steps)
+        rows = [[_at_all_positions(row.cpu(), inputs[0], axis) for row in traversals]]
+        if len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
+            rows.append([interpolate_latents(inputs[0], inputs[1], self.steps)])
+        return rows
+
+    def _first_inputs(self, trainer: Trainer, pl_module: LightningModule, split: str) -> tuple[list[Tensor], int]:
+        """Latents of the first two samples of the split, on every process; a distributed sampler deals round robin."""
+        (tap,) = self._taps
+        own = [sample.cpu() for key, samples in tap.examples.items() if key[0] == split for sample in samples][:2]
+        counts = torch.zeros(trainer.world_size, dtype=torch.int64, device=pl_module.device)
+        counts[trainer.global_rank] = len(own)
+        counts = torch.as_tensor(trainer.strategy.reduce(counts, reduce_op="sum")).tolist()
+        deals = sorted((place, process) for process, count in enumerate(counts) for place in range(count))[:2]
+        dealt: list[Any] = [
+            trainer.strategy.broadcast((own[place], tap.axis) if place < len(own) else None, process)
+            for place, process in deals
+        ]
+        return [sample for sample, _ in dealt], dealt[0][1]
 
     def _decode(self, pl_module: LightningModule, rows: list[Tensor]) -> Tensor:
         decoder = find_submodule(pl_module, self.decoder, "decoder")
@@ -211,12 +220,6 @@ class LatentTraversal(Callback):
             "LatentTraversal.to_images"
         )
 
-    def _first_inputs(self, trainer: Trainer) -> list[Tensor]:
-        """Latents of the first two samples of the split, on every process; a distributed sampler deals round robin."""
-        own = [example.cpu() for example in self._tap.examples]
-        hands = [trainer.strategy.broadcast(own, source) for source in range(trainer.world_size)]
-        return [latent for deal in zip_longest(*hands) for latent in deal if latent is not None][:2]
-
     def _warn_silent(self) -> None:
         if not self._warned_silent:
             self._warned_silent = True
@@ -224,17 +227,6 @@ class LatentTraversal(Callback):
                 f"LatentTraversal: no finite output of layer {self.layer!r} came in this epoch (its forward alone is "
                 "not a call), so there is nothing to draw"
             )
-
-    def _send(self, trainer: Trainer) -> None:
-        directory = picture_loggers.files_directory(trainer, "latent_traversals")
-        if self.picture is None or self._unsent is None or not trainer.is_global_zero:
-            return
-        (epoch, step), self._unsent = self._unsent, None
-        picture_loggers.send_picture(trainer, f"traversal/{self.layer}", self.picture, step)
-        debugging = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
-        if not debugging and not (trainer.loggers and picture_loggers.all_take_pictures(trainer)):
-            path = directory / f"{self.layer}-epoch={epoch}-step={step}.png"
-            picture_loggers.write_picture(path, self.picture)
 
 
 def _at_all_positions(rows: Tensor, like: Tensor, axis: int) -> Tensor:

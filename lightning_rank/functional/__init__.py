@@ -16,21 +16,28 @@ from lightning_rank.functional.rank import (
     spectral_gap,
     stable_rank,
 )
+from lightning_rank.functional.spectrum import condition_number, directions_for_variance, power_law_exponent
+from lightning_rank.functional.uncentred import rankme, uncentred_deviations
 from lightning_rank.functional.weight_decay import variance_cutoff, weight_decay_for_variance_cutoff
 
 __all__ = [
     "Moments",
     "compose_linear",
+    "condition_number",
+    "directions_for_variance",
     "effective_rank",
     "inverse_depth",
     "merge_moments",
     "numerical_rank",
     "participation_ratio",
+    "power_law_exponent",
     "principal_deviations",
     "principal_directions",
+    "rankme",
     "row_moments",
     "spectral_gap",
     "stable_rank",
+    "uncentred_deviations",
     "variance_cutoff",
     "weight_decay_for_variance_cutoff",
 ]

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from lightning_rank import EffectiveRankMonitor
-from lightning_rank.callbacks.spectrum_picture import spectrum_figure, waterfall_figure
+from lightning_rank.callbacks._figures import spectrum_figure, waterfall_figure
 
 
 def fit(monitor=None, callbacks=(), **options):
@@ -32,7 +32,7 @@ def test_an_offline_wandb_run_has_the_curve_over_epochs_the_histograms_and_the_p
     os.environ.pop("WANDB_MODE", None)  # Lightning sets it
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     rows = wandb_reader.history(path)
-    assert wandb_reader.step_metrics(path)["rank/*"] == "epoch"
+    assert wandb_reader.step_metrics(path)["*"] == "trainer/global_step", "an axis that grows within an epoch, too"
     curve = [(row["epoch"], row["rank/effective"]) for row in rows if "rank/effective" in row]
     assert [epoch for epoch, _ in curve] == [0, 1, 2, 3]
     assert [value for _, value in curve] == pytest.approx([row["rank/effective"] for row in monitor.history], rel=1e-6)
@@ -41,7 +41,7 @@ def test_an_offline_wandb_run_has_the_curve_over_epochs_the_histograms_and_the_p
     assert sum(histograms[-1]["rank/log10_singular_values/values"]) == tiny.DIM
     for name in ("spectrum", "waterfall", "weight_spectrum", "weight_waterfall"):
         steps = [row["trainer/global_step"] for row in rows if f"rank/{name}/filenames" in row]
-        assert steps == [4, 12, 16], name
+        assert steps == [3, 11, 15], name
     assert len(list(path.parent.glob("files/media/images/rank/*.png"))) == 12
 
 
@@ -55,9 +55,9 @@ def test_tensorboard_has_scalars_histograms_and_pictures(tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("rank/effective")] == [3, 7, 11, 15]
     for name in ("", "weight_"):
-        assert [event.step for event in events.Histograms(f"rank/{name}log10_singular_values")] == [4, 8, 12, 16]
+        assert [event.step for event in events.Histograms(f"rank/{name}log10_singular_values")] == [3, 7, 11, 15]
         for picture in ("spectrum", "waterfall"):
-            assert [event.step for event in events.Images(f"rank/{name}{picture}")] == [4, 12, 16]
+            assert [event.step for event in events.Images(f"rank/{name}{picture}")] == [3, 11, 15]
 
 
 class Other(Logger):
@@ -94,7 +94,7 @@ def test_other_loggers_get_scalars_and_the_spectra_beside_the_checkpoints(kind, 
     directory = tmp_path / "checkpoints/rank_spectra"
     header, rows = read_spectra(directory / "latents_of_linear_bottleneck.csv")
     assert header == ["epoch", "step", *(f"sigma_{k}" for k in range(1, tiny.DIM + 1))]
-    assert rows[:, :2].tolist() == [[0, 4], [1, 8], [2, 12], [3, 16]]
+    assert rows[:, :2].tolist() == [[0, 3], [1, 7], [2, 11], [3, 15]]
     torch.testing.assert_close(rows[-1, 2:], monitor.singular_values["linear_bottleneck"])
     _, rows = read_spectra(directory / "composed_matrix_of_linear_bottleneck.csv")
     torch.testing.assert_close(rows[-1, 2:], monitor.weight_singular_values["linear_bottleneck"])
@@ -115,4 +115,4 @@ def test_pictures_are_drawn_of_degenerate_spectra_too():
     zero, nan = torch.zeros(3, dtype=torch.float64), torch.full((3,), torch.nan, dtype=torch.float64)
     for spectrum in (zero, nan, torch.tensor([1.0, 1e-30, 0.0], dtype=torch.float64)):
         spectrum_figure(spectrum, "title", 0).canvas.draw()
-        waterfall_figure([spectrum], [0], "title").canvas.draw()
+        waterfall_figure([spectrum], [0], "epoch", "title").canvas.draw()

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck
 
-KEYS = ["effective", "numerical", "participation", "stable", "gap", "samples", "dropped_rows"]
+KEYS = ["effective", "numerical", "participation", "stable", "gap", "directions_95", "alpha", "rankme", "condition"]
+KEYS += ["samples", "dropped_rows"]
 
 
 def latents_of(model, x):
@@ -50,10 +51,10 @@ def test_the_logged_ranks_are_those_of_all_validation_latents():
 
 def test_each_validation_epoch_is_a_row_and_the_sanity_check_is_not():
     _, _, monitor = fit(max_epochs=3, num_sanity_val_steps=2)
-    assert [(row["epoch"], row["step"]) for row in monitor.history] == [(0, 4), (1, 8), (2, 12)]
+    assert [(row["epoch"], row["step"]) for row in monitor.history] == [(0, 3), (1, 7), (2, 11)]
     assert all(row["rank/samples"] == 53 for row in monitor.history)
     _, _, monitor = fit(max_epochs=1, val_check_interval=0.5)
-    assert [(row["epoch"], row["step"]) for row in monitor.history] == [(0, 2), (0, 4)]
+    assert [(row["epoch"], row["step"]) for row in monitor.history] == [(0, 1), (0, 3)]
 
 
 def test_the_threshold_is_on_variances():
@@ -75,13 +76,19 @@ def test_several_layers_have_their_own_keys():
         assert trainer.callback_metrics[f"rank/{layer}/effective"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_several_validation_loaders_are_one_split():
+def test_each_of_several_validation_loaders_has_its_own_keys():
     rows = tiny.rows(53, seed=2)
-    both = [DataLoader(TensorDataset(part), 10) for part in (rows[:20], rows[20:])]
-    _, model, monitor = fit(val=both)
-    assert monitor.history[-1]["rank/samples"] == 53
-    expected = reference.effective_rank(reference.deviations(latents_of(model, rows)))
-    assert monitor.history[-1]["rank/effective"] == pytest.approx(expected, rel=1e-6)
+    parts = (rows[:20], rows[20:])
+    trainer, model, monitor = fit(val=[DataLoader(TensorDataset(part), 10) for part in parts], max_epochs=1)
+    for loader, part in enumerate(parts):
+        deviations = reference.deviations(latents_of(model, part))
+        logged = trainer.callback_metrics[f"rank/effective/dataloader_idx_{loader}"].item()
+        assert logged == pytest.approx(reference.effective_rank(deviations), rel=1e-6)
+        assert monitor.history[0][f"rank/samples/dataloader_idx_{loader}"] == len(part)
+        found = monitor.singular_values[f"linear_bottleneck/dataloader_idx_{loader}"]
+        torch.testing.assert_close(found, torch.tensor(deviations), rtol=1e-6, atol=1e-12)
+    assert "rank/effective" not in trainer.callback_metrics
+    assert "rank/weight_effective" in trainer.callback_metrics, "the matrix is of no loader"
 
 
 class WithModules(tiny.TinyAutoencoder):
@@ -119,10 +126,10 @@ def test_without_validation_data_training_batches_are_monitored_and_that_is_said
         trainer = tiny.trainer(callbacks=[monitor], max_epochs=3)
         trainer.fit(tiny.tiny(), tiny.loader())
     assert sum("there is no validation data" in record.message for record in caplog.records) == 1
-    assert [row["rank/samples"] for row in monitor.history] == [32, 32, 32]
-    assert trainer.callback_metrics["rank/samples"] == 32
+    assert [row["rank/train/samples"] for row in monitor.history] == [32, 32, 32]
+    assert trainer.callback_metrics["rank/train/samples"] == 32
     trainer, _, monitor = fit(limit_val_batches=0, max_epochs=1)
-    assert monitor.history[0]["rank/samples"] == 32
+    assert monitor.history[0]["rank/train/samples"] == 32
 
 
 def test_gradient_checkpointing_does_not_count_rows_twice():
@@ -137,7 +144,7 @@ def test_gradient_checkpointing_does_not_count_rows_twice():
     model = WithModules(Checkpointed(), nn.Linear(tiny.DIM, tiny.FEATURES))
     monitor = EffectiveRankMonitor("encoder.inner.0")  # the last layer's recomputation stops before its hook
     tiny.trainer(callbacks=[monitor], max_epochs=1).fit(model, tiny.loader())
-    assert monitor.history[0]["rank/samples"] == 32
+    assert monitor.history[0]["rank/train/samples"] == 32
 
 
 def test_validate_alone_and_then_fit():
@@ -253,21 +260,29 @@ def test_averaged_weights_are_monitored_when_they_are_what_is_validated():
     assert monitor.history[-1]["rank/samples"] == 53
 
 
-def test_two_monitors_keep_their_states_apart(tmp_path):
-    first, second = EffectiveRankMonitor("decoder"), EffectiveRankMonitor()
-    trainer, *_ = fit(monitor=first, callbacks=[second], max_epochs=1)
-    trainer.save_checkpoint(tmp_path / "both.ckpt", weights_only=False)
-    states = torch.load(tmp_path / "both.ckpt", weights_only=True)["callbacks"]
-    assert states[first.state_key]["rows"] == first.history != second.history == states[second.state_key]["rows"]
-    for monitor in (first, second):
+def test_two_monitors_keep_keys_and_states_apart_by_their_own_arguments(tmp_path):
+    plain, named, listed = (
+        EffectiveRankMonitor(),
+        EffectiveRankMonitor("decoder", name="out"),
+        EffectiveRankMonitor(["decoder"]),
+    )
+    trainer, *_ = fit(monitor=plain, callbacks=[named, listed], max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "all.ckpt", weights_only=False)
+    states = torch.load(tmp_path / "all.ckpt", weights_only=True)["callbacks"]
+    for monitor, prefix in ((plain, "rank/"), (named, "rank/out/"), (listed, "rank/decoder/")):
+        assert monitor.state_key in states
         (layer,) = monitor.layers
         expected = reference.effective_rank(monitor.singular_values[layer].numpy())
-        assert trainer.callback_metrics[f"rank/{layer}/effective"].item() == pytest.approx(expected, rel=1e-6)
+        assert trainer.callback_metrics[f"{prefix}effective"].item() == pytest.approx(expected, rel=1e-6)
+        assert monitor.history[0][f"{prefix}effective"] == pytest.approx(expected)
+    assert len({plain.state_key, named.state_key, listed.state_key}) == 3
 
 
-def test_one_layer_in_two_monitors_is_refused():
-    with pytest.raises(ValueError, match=r"in one EffectiveRankMonitor only, got \['linear_bottleneck'\] in two"):
-        fit(callbacks=[EffectiveRankMonitor(["encoder", "linear_bottleneck"])])
+def test_keys_that_two_monitors_would_share_are_refused_with_the_way_out():
+    with pytest.raises(
+        ValueError, match=r"got rank/\.\.\. in two; pass name='\.\.\.' to one of them, or layer=\[\.\.\.\]"
+    ):
+        fit(callbacks=[EffectiveRankMonitor("encoder")])
 
 
 def test_validating_a_checkpoint_keeps_the_curve_and_training_from_it_goes_on_from_its_own(tmp_path):
@@ -319,7 +334,11 @@ def test_the_spectrum_is_a_picture_in_tensorboard(tmp_path):
 
     events = EventAccumulator(logger.log_dir)
     events.Reload()
-    assert [event.step for event in events.Images("rank/spectrum")] == [4, 12, 16]  # epochs 0 and 2, and the last
+    assert [event.step for event in events.Images("rank/spectrum")] == [
+        3,
+        11,
+        15,
+    ]  # epochs 0 and 2, and the last, where the scalars are
     assert [event.step for event in events.Scalars("rank/effective")] == [3, 7, 11, 15]
 
 
@@ -340,7 +359,7 @@ def test_bad_layers_are_refused():
         match=r"layer: .* a submodule of TinyAutoencoder, got 'linear_botleneck'; nearest: 'encoder.linear_b",
     ):
         fit(monitor=EffectiveRankMonitor("linear_botleneck"))
-    with pytest.raises(ValueError, match=r"layer='encoder': expected it to return \(B, dim\).* got shape \(10,\)"):
+    with pytest.raises(ValueError, match=r"layer='encoder': expected a batch \(B, dim\).* got shape \(10,\)"):
         fit(WithModules(nn.Sequential(nn.Linear(10, 1), nn.Flatten(0)), nn.Identity()), EffectiveRankMonitor("encoder"))
     with pytest.raises(TypeError, match="layer: expected the dotted name of a submodule, got int"):
         EffectiveRankMonitor([1])
@@ -349,7 +368,7 @@ def test_bad_layers_are_refused():
             EffectiveRankMonitor(bad)
     with pytest.raises(ValueError, match="variance_rtol: expected a number in"):
         EffectiveRankMonitor(variance_rtol=1)
-    with pytest.raises(ValueError, match="log_spectrum_every_n_epochs: expected 1 or more, or None, got 0"):
+    with pytest.raises(ValueError, match="log_spectrum_every_n_epochs: expected 1 or more, 'auto' or None, got 0"):
         EffectiveRankMonitor(log_spectrum_every_n_epochs=0)
 
 
@@ -367,9 +386,9 @@ class Gather(Callback):
 
 
 def test_repeated_samples_do_not_count_in_shuffled_validation_and_in_training(tmp_path):
-    for name, loaders, expected in (
-        ("val", (tiny.loader(), DataLoader(TensorDataset(tiny.rows(31)), 8, shuffle=True)), 31),
-        ("train", (tiny.loader(31, 8),), 31),
+    for name, loaders, prefix in (
+        ("val", (tiny.loader(), DataLoader(TensorDataset(tiny.rows(31)), 8, shuffle=True)), "rank/"),
+        ("train", (tiny.loader(31, 8),), "rank/train/"),
     ):
         monitor = EffectiveRankMonitor()
         (tmp_path / name).mkdir()
@@ -379,7 +398,7 @@ def test_repeated_samples_do_not_count_in_shuffled_validation_and_in_training(tm
             warnings.filterwarnings("ignore", ".*shuffling enabled.*")
             trainer.fit(tiny.tiny(), *loaders)
         _, _, history = torch.load(tmp_path / name / "0")
-        assert history[0]["rank/samples"] == expected, name
+        assert history[0][f"{prefix}samples"] == 31, name
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(31, 8), (33, 4), (1, 4)])

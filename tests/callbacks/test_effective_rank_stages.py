@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Stochast
 from torch import nn
 
 from lightning_rank import EffectiveRankMonitor, LinearBottleneck
+from lightning_rank.callbacks._tap import Batch
 
 
 def fit(monitor, *callbacks, model=None, **options):
@@ -27,7 +28,7 @@ def test_training_batches_on_request_although_there_is_validation_data(caplog):
     monitor = EffectiveRankMonitor(stage="train")
     with caplog.at_level("INFO", "lightning.pytorch"):
         fit(monitor, max_epochs=2, num_sanity_val_steps=2)
-    assert [row["rank/samples"] for row in monitor.history] == [32, 32]
+    assert [row["rank/train/samples"] for row in monitor.history] == [32, 32]
     assert not any("there is no validation data" in record.message for record in caplog.records)
 
 
@@ -37,8 +38,10 @@ def test_the_test_split():
     (metrics,) = trainer.test(model, tiny.loader(40, 7, seed=3), verbose=False)
     with torch.no_grad():
         latents = model.encoder(tiny.rows(40, seed=3)).double().numpy()
-    assert metrics["rank/samples"] == 40
-    assert metrics["rank/effective"] == pytest.approx(reference.effective_rank(reference.deviations(latents)), rel=1e-6)
+    assert metrics["rank/test/samples"] == 40
+    assert metrics["rank/test/effective"] == pytest.approx(
+        reference.effective_rank(reference.deviations(latents)), rel=1e-6
+    )
     assert len(monitor.history) == 1
 
 
@@ -98,7 +101,7 @@ WRAPS = {
     "tuple": (lambda mean, scale: (mean, scale), 0),
     "list, from the end": (lambda mean, scale: [scale, mean], 1),
     "dict": (lambda mean, scale: {"scale": scale, "mean": mean}, "mean"),
-    "tuple with one tensor": (lambda mean, scale: (mean, "text", {"more": scale}), 0),
+    "tuple with one tensor": (lambda mean, scale: (mean, "text", {"more": scale.shape}), 0),
 }
 
 
@@ -124,7 +127,12 @@ def test_one_of_several_outputs(wrap):
             ValueError,
             r"a dict with tensors at 'scale', 'mean', and it is not said which; pass output='sc",
         ),
-        ("dict", "code", ValueError, r"and output='code' is none of them"),
+        (
+            "dict",
+            "code",
+            ValueError,
+            r"expected output='code' to lead to a tensor, but a dict has tensors at 'scale', 'mean'",
+        ),
     ],
 )
 def test_ambiguous_outputs_are_refused_in_the_sanity_check_already(wrap, output, error, message):
@@ -147,9 +155,7 @@ def test_an_output_without_tensors_is_refused():
             self.text(x)
             return super().forward(x)
 
-    with pytest.raises(
-        TypeError, match="layer='text': expected it to return a tensor, or a tuple or dict of tensors, got str"
-    ):
+    with pytest.raises(TypeError, match="layer='text': expected a tensor, or something with a tensor in it, got a str"):
         fit(EffectiveRankMonitor("text"), model=Model())
 
 
@@ -172,8 +178,8 @@ def test_a_resumed_run_continues_curve_and_spectra_without_a_gap_or_a_double_poi
     resumed = run(5, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3, 4]
     assert resumed.history[:2] == first.history
-    for rows in resumed._history.spectra.values():
-        assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4]
+    for rows in resumed._curve.history.spectra.values():
+        assert [row.epoch for row in rows] == [0, 1, 2, 3, 4]
 
 
 class InTheMiddle(Callback):
@@ -204,35 +210,34 @@ def test_taking_a_batch_in_never_waits_for_the_device(monkeypatch):
         names = ("item", "tolist", "__bool__", "__int__", "__float__", "cpu", "numpy", "nonzero")
 
     model, monitor = tiny.tiny(), EffectiveRankMonitor()
-    monitor._set_taps(model)
-    monitor._begin_epoch(watching=True)
+    monitor._set_hooks(model)
+    model._current_fx_name = "training_step"
     for name in Guard.names:
         monkeypatch.setattr(torch.Tensor, name, refuse)
     for _ in range(3):
-        monitor._activate(None)
+        monitor._take(Batch("train"))
         with torch.enable_grad():  # where no product is kept and compared
             model.encoder(torch.ones(600, tiny.FEATURES))
-        monitor._deactivate()
+        monitor._pause()
     monkeypatch.undo()
-    assert monitor._taps[0].metric.samples == 1800
+    assert monitor._taps[0].spectra["train", None].samples == 1800
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's sync debug mode wants a GPU")
 def test_taking_a_batch_in_never_waits_for_a_gpu():
     model, monitor = LinearBottleneck(64).cuda(), EffectiveRankMonitor("layers.3")
-    monitor._set_taps(model)
-    monitor._begin_epoch(watching=True)
+    monitor._set_hooks(model)
     x = torch.randn(700, 64, device="cuda")
     model(x)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
-            monitor._activate(None)
-            monitor._taps[0](model, (), x)
-            monitor._deactivate()
+            monitor._take(Batch("train"))
+            monitor._taps[0]._returned(model, (), x)
+            monitor._pause()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert monitor._taps[0].metric.samples == 3500
+    assert monitor._taps[0].spectra["train", None].samples == 3500
 
 
 class Ends(Callback):
@@ -273,5 +278,7 @@ def test_the_example_configuration_runs_from_the_command_line(tmp_path):
     )
     (metrics,) = tmp_path.rglob("metrics.csv")
     header = metrics.read_text().splitlines()[0].split(",")
-    assert {"rank/effective", "rank/weight_effective", "lr-Adam/base", "lr-Adam/linear_bottleneck"} <= set(header)
+    assert {"rank/effective", "rank/weight_effective", "lr-Adam/base", "lr-Adam/encoder.linear_bottleneck"} <= set(
+        header
+    )
     assert list(tmp_path.rglob("rank_spectra/*.csv"))

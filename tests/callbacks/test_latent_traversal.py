@@ -92,25 +92,25 @@ def test_files_beside_the_checkpoints_every_n_epochs_and_at_the_end_and_not_of_t
     options = {"logger": CSVLogger(tmp_path), "enable_checkpointing": True, "num_sanity_val_steps": 2}
     fit(callback, checkpoint, max_epochs=5, **options)
     directory = tmp_path / "checkpoints/latent_traversals"
-    steps = {1: 8, 3: 16, 4: 20}
+    steps = {1: 7, 3: 15, 4: 19}
     assert files(tmp_path) == [f"linear_bottleneck-epoch={epoch}-step={step}.png" for epoch, step in steps.items()]
-    assert read(directory / "linear_bottleneck-epoch=4-step=20.png").equal(callback.picture)
-    assert not read(directory / "linear_bottleneck-epoch=1-step=8.png").equal(callback.picture)
+    assert read(directory / "linear_bottleneck-epoch=4-step=19.png").equal(callback.picture)
+    assert not read(directory / "linear_bottleneck-epoch=1-step=7.png").equal(callback.picture)
 
 
 def test_the_last_picture_is_sent_once_whatever_ends_the_training(tmp_path):
-    sent = []
+    drawn = []
 
     class Counting(LatentTraversal):
-        def _send(self, trainer):
-            sent.extend([] if self._unsent is None else [self._unsent])
-            super()._send(trainer)
+        def _draw(self, trainer, pl_module):
+            drawn.append(self._undrawn)
+            super()._draw(trainer, pl_module)
 
     stopping = EarlyStopping("rank/effective", stopping_threshold=0.5, mode="max")
     fit(Counting(image_shape=SHAPE), EffectiveRankMonitor(), stopping, max_epochs=9, default_root_dir=tmp_path)
-    assert sent == [(0, 4)]
+    assert drawn == [(0, 3)]
     fit(Counting(image_shape=SHAPE, every_n_epochs=1), max_epochs=2, default_root_dir=tmp_path, num_sanity_val_steps=2)
-    assert sent[1:] == [(0, 4), (1, 8)]
+    assert drawn[1:] == [(0, 3), (1, 7)]
 
 
 @pytest.mark.filterwarnings("ignore")  # what W&B's threads and processes warn of is W&B's affair
@@ -124,7 +124,7 @@ def test_an_offline_wandb_run_has_the_pictures(tmp_path, monkeypatch):
     os.environ.pop("WANDB_MODE", None)  # Lightning sets it
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     rows = [row for row in wandb_reader.history(path) if "traversal/linear_bottleneck/filenames" in row]
-    assert [row["trainer/global_step"] for row in rows] == [8, 12]
+    assert [row["trainer/global_step"] for row in rows] == [7, 11]
     (last,) = rows[-1]["traversal/linear_bottleneck/filenames"]
     assert read(path.parent / "files" / last).equal(callback.picture)
     assert not list(tmp_path.rglob("latent_traversals"))
@@ -140,12 +140,12 @@ def test_tensorboard_has_the_pictures_and_another_logger_beside_it_the_files(tmp
     events = EventAccumulator(logger.log_dir, {"images": 0})
     events.Reload()
     images = events.Images("traversal/linear_bottleneck")
-    assert [image.step for image in images] == [8, 12]
+    assert [image.step for image in images] == [7, 11]
     (tmp_path / "last.png").write_bytes(images[-1].encoded_image_string)
     assert read(tmp_path / "last.png").equal(callback.picture.expand(3, -1, -1))
     assert files(tmp_path / "alone") == []
     fit(logger=[TensorBoardLogger(tmp_path / "both"), CSVLogger(tmp_path / "both")])
-    assert files(tmp_path / "both") == ["linear_bottleneck-epoch=1-step=8.png"]
+    assert files(tmp_path / "both") == ["linear_bottleneck-epoch=1-step=7.png"]
 
 
 def test_a_fast_development_run_draws_and_writes_nothing(tmp_path):
@@ -189,8 +189,8 @@ def test_random_state_mode_and_weights_are_those_without_it(tmp_path):
         assert all(part.training for part in module.modules())
         trained.append((torch.rand(3), *module.parameters()))
     torch.testing.assert_close(trained[0], trained[1], rtol=0, atol=0)
-    sanity_check, drawing = 2, tiny.DIM + 1
-    assert module.decoder.modes.count(False) == sanity_check + drawing + 3 * (6 + drawing)
+    sanity_check, drawing = 2 + 1, tiny.DIM + 1
+    assert module.decoder.modes.count(False) == sanity_check + 3 * 6 + drawing, "drawn once, of the last"
     assert module.decoder.modes.count(True) == 3 * 4
 
 
@@ -320,8 +320,8 @@ def test_what_is_no_image_is_made_one_by_a_subclass(tmp_path):
 @pytest.mark.parametrize(
     ("image_shape", "message"),
     [
-        (None, r"with 1 or 3 channels in \[0, 1\], got torch.float32 \(9, 10\); pass image_shape=\(C, H, W\)"),
-        ((1, 3, 3), r"or vectors for image_shape=\(1, 3, 3\), got torch.float32 \(9, 10\); pass .*, or override"),
+        (None, r"with 1 or 3 channels in \[0, 1\], got torch.float32 \(1, 10\); pass image_shape=\(C, H, W\)"),
+        ((1, 3, 3), r"or vectors for image_shape=\(1, 3, 3\), got torch.float32 \(1, 10\); pass .*, or override"),
     ],
 )
 def test_a_decoder_that_returns_no_images_is_refused_in_the_sanity_check(image_shape, message, tmp_path):
@@ -376,8 +376,8 @@ def test_two_callbacks_and_a_monitor_side_by_side(tmp_path):
     )
     fit(first, second, monitor, max_epochs=1, default_root_dir=tmp_path)
     assert first.picture.equal(second.picture)
-    assert files(tmp_path) == ["encoder-epoch=0-step=4.png", "linear_bottleneck-epoch=0-step=4.png"]
-    assert monitor.history[0]["rank/samples"] == 53, "the decodings are no samples"
+    assert files(tmp_path) == ["encoder-epoch=0-step=3.png", "linear_bottleneck-epoch=0-step=3.png"]
+    assert monitor.history[0]["rank/decoder/samples"] == 53, "the decodings are no samples"
 
 
 @pytest.mark.filterwarnings("ignore")  # what Lightning's command line uses of jsonargparse is its affair

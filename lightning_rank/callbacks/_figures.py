@@ -37,12 +37,13 @@ def spectrum_figure(singular_values: Tensor, title: str, rank: int) -> Figure:
     return figure
 
 
-def waterfall_figure(spectra: Sequence[Tensor], epochs: Sequence[float], title: str) -> Figure:
+def waterfall_figure(spectra: Sequence[Tensor], places: Sequence[float], unit: str, title: str) -> Figure:
     """All spectra so far, one row each from the first to the last, the colour on a log scale.
 
     Args:
         spectra: One for each row, descending, shape ``(dim,)``.
-        epochs: The epoch of each row.
+        places: The epoch or step of each row.
+        unit: ``"epoch"`` or ``"step"``.
         title: Shown above.
     """
     from matplotlib.colors import LogNorm
@@ -62,8 +63,8 @@ def waterfall_figure(spectra: Sequence[Tensor], epochs: Sequence[float], title: 
     )
     # The rows are evenly spaced; what they stand for need not be.
     ticks = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)})
-    axes.set_yticks(ticks, [f"{epochs[tick]:g}" for tick in ticks])
-    axes.set(xlabel="principal direction", ylabel="epoch", title=title)
+    axes.set_yticks(ticks, [f"{places[tick]:g}" for tick in ticks])
+    axes.set(xlabel="principal direction", ylabel=unit, title=title)
     figure.colorbar(image, label="singular value / largest", extend="min")
     return figure
 

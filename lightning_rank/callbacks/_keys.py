@@ -1,0 +1,41 @@
+"""What the logged numbers are called: by the monitor's own arguments, never by what else there is."""
+
+from collections.abc import Sequence
+
+from lightning_rank.callbacks._history import Measure
+
+
+class Keys:
+    """Names for loggers, files and pictures.
+
+    Args:
+        layers: Names of the layers.
+        listed: Whether the layer's name is part of the key.
+        name: Of the monitor, part of the key if there is one.
+        what: Of a layer, for titles: ``"latents"`` or ``"input"``.
+    """
+
+    def __init__(self, layers: Sequence[str], listed: bool, name: str | None, what: str) -> None:
+        self._listed, self._name, self._what = listed, name, what
+        self.prefixes = {self.key(Measure("validate", layer, None, "")) for layer in layers}
+
+    def key(self, of: Measure) -> str:
+        """``rank/effective``, or ``rank/test/<name>/<layer>/effective/dataloader_idx_1`` with all there can be.
+
+        The last part is how Lightning itself tells several dataloaders apart.
+        """
+        split = of.split if of.split in ("test", "train") else None
+        parts = ["rank", split, self._name, of.layer if self._listed else None]
+        loader = "" if of.loader is None else f"/dataloader_idx_{of.loader}"
+        return "/".join([*filter(None, parts), of.name]) + loader
+
+    def place(self, of: Measure) -> str:
+        """A layer, of several dataloaders each on its own."""
+        return of.layer + ("" if of.loader is None else f"/dataloader_idx_{of.loader}")
+
+    def title(self, of: Measure) -> str:
+        """What a spectrum is of, in words."""
+        what = "composed matrix" if of.name else self._what
+        name = "" if self._name is None else f"{self._name} "
+        split = " in training" if of.split == "train" else ""
+        return f"{name}{what} of {of.layer}{split}" + ("" if of.loader is None else f" in loader {of.loader}")

@@ -1,0 +1,216 @@
+"""Layers observed through the stages of a trainer: which rows count, and when they are complete."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_rank.callbacks._samples import evaluation_loaders, valid_samples
+from lightning_rank.callbacks._sync import Taken, synchronize
+from lightning_rank.callbacks._tap import Batch, LayerTap
+from lightning_rank.nn.layer_axis import End
+from lightning_rank.nn.outputs import select_tensor
+from lightning_rank.nn.submodules import find_submodule
+
+
+class LayerObserver(Callback):
+    """Takes in what layers return, or are given, in the steps of a split, and says when the split is complete.
+
+    A split is ``"validate"``, ``"test"``, ``"train"`` (an epoch, or what a subclass makes of it) or ``"sanity"``. A
+    subclass says in :meth:`_wants` whether the rows of one that begins are wanted, and gets them in :meth:`_complete`.
+
+    Args:
+        layers: Names of the layers.
+        end: Whether their output or their input is read.
+        output: Which tensor is meant if there are several.
+        feature_axis: Axis of the features; ``None`` for that of the layer.
+        mask: Where in the batch the mask of the positions that count is, or a function of the batch; ``None`` for all.
+    """
+
+    def __init__(
+        self, layers: Sequence[str], *, end: End = "output", output: Any = None, feature_axis: int | None = None,
+        mask: Any = None,
+    ) -> None:  # fmt: skip
+        self._layers = list(layers)
+        self._read = (end, output, feature_axis)
+        self._mask = mask
+        self._taps: list[LayerTap] = []
+        self._hooked = False
+        self._compiled = 0
+        self._taking: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, in another process or not, sets hooks of its own."""
+        return self.__dict__ | {"_taps": [], "_hooked": False, "_compiled": 0}
+
+    def _wants(self, trainer: Trainer, split: str) -> bool:
+        """Whether rows of a split that begins are to be taken in; asked once, on every process."""
+        raise NotImplementedError
+
+    def _complete(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        """The rows of a split that was wanted are in."""
+        raise NotImplementedError
+
+    def _synchronized(
+        self, trainer: Trainer, pl_module: LightningModule, split: str
+    ) -> list[dict[int | None, Taken | None]]:
+        """What came on all processes: of each layer by dataloader, whose number is ``None`` if there is only one."""
+        several = len(evaluation_loaders(trainer)) if split != "train" else 1
+        loaders = list(range(several)) if several > 1 else [None]
+        places = [(tap, loader) for tap in self._taps for loader in loaders]
+        spectra = [tap.spectra.get((split, loader)) for tap, loader in places]
+        taken = synchronize(spectra, trainer.strategy, pl_module.device)
+        rows = [taken[start : start + len(loaders)] for start in range(0, len(taken), len(loaders))]
+        return [dict(zip(loaders, row, strict=True)) for row in rows]
+
+    # Hooks on the layers
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Set the hooks, early enough for whoever compiles the module next."""
+        self._remove_hooks()
+        if stage != "predict":
+            # A layer that configure_model is yet to make is looked for again when the stage starts.
+            with suppress(ValueError):
+                self._set_hooks(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find layers that ``configure_model`` has made since; refuse those that do not exist."""
+        self._set_hooks(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same for ``trainer.validate``."""
+        self._set_hooks(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same for ``trainer.test``."""
+        self._set_hooks(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was found."""
+        self._remove_hooks()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was found; Lightning does not call ``teardown`` after an exception."""
+        self._remove_hooks()
+
+    def _set_hooks(self, pl_module: LightningModule) -> None:
+        if self._hooked:
+            return
+        modules = [find_submodule(pl_module, layer, "layer") for layer in self._layers]
+        if [tap.module for tap in self._taps] != modules:
+            self._taps, self._compiled = [LayerTap(layer, *self._read) for layer in self._layers], 0
+        for tap, module in zip(self._taps, modules, strict=True):
+            tap.set(pl_module, module)
+        self._hooked = True
+        # Compiled code does not look whether a module has got a hook since: not even code of an equal module. But what
+        # was compiled while these very hooks were there still calls them.
+        if _compiled_frames() not in (0, self._compiled):
+            torch.compiler.reset()
+
+    def _remove_hooks(self) -> None:
+        if self._hooked:
+            self._compiled = _compiled_frames()
+        for tap in self._taps:
+            tap.remove()
+        self._hooked = False
+        self._taking = set()
+
+    # Training batches
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, in the middle of an epoch too, where a run is resumed there."""
+        self._begin(trainer, "train")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take in what comes, save for the samples that fill up a distributed split."""
+        if "train" in self._taking:
+            self._take(Batch("train", None, valid_samples(trainer.train_dataloader, batch_idx), self._masked(batch)))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """What runs between batches does not count."""
+        self._pause()
+
+    # Validation and test batches
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._begin(trainer, "sanity" if trainer.sanity_checking else "validate")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._begin(trainer, "test")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take in what comes, save for the samples that fill up a distributed split."""
+        self._evaluate(trainer, "sanity" if trainer.sanity_checking else "validate", batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take in what comes, save for the samples that fill up a distributed split."""
+        self._evaluate(trainer, "test", batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """What runs between batches does not count."""
+        self._pause()
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """What runs between batches does not count."""
+        self._pause()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The split is complete."""
+        self._end(trainer, pl_module, "sanity" if trainer.sanity_checking else "validate")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The split is complete."""
+        self._end(trainer, pl_module, "test")
+
+    # What the hooks above are made of
+
+    def _begin(self, trainer: Trainer, split: str) -> None:
+        self._pause()
+        self._taking.discard(split)
+        for tap in self._taps:
+            tap.clear(split)
+        if self._wants(trainer, split):
+            self._taking.add(split)
+
+    def _evaluate(self, trainer: Trainer, split: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if split in self._taking:
+            loaders = evaluation_loaders(trainer)
+            valid = valid_samples(loaders[dataloader_idx], batch_idx)
+            self._take(Batch(split, dataloader_idx if len(loaders) > 1 else None, valid, self._masked(batch)))
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        self._pause()
+        if split in self._taking:
+            self._taking.discard(split)
+            self._complete(trainer, pl_module, split)
+
+    def _masked(self, batch: Any) -> Tensor | None:
+        return None if self._mask is None else select_tensor(batch, self._mask, "mask: batch")
+
+    def _take(self, batch: Batch) -> None:
+        for tap in self._taps:
+            tap.batch, tap.active = batch, True
+
+    def _pause(self) -> None:
+        for tap in self._taps:
+            tap.active = False
+
+
+def _compiled_frames() -> int:
+    """How much the process has compiled since it last forgot all; nothing if it never did."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else dynamo.curr_frame

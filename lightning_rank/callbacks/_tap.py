@@ -1,0 +1,192 @@
+"""A hook on one layer that feeds spectra with the rows that count."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rank.callbacks._samples import Valid
+from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
+from lightning_rank.metrics import LatentSpectrum
+from lightning_rank.nn import LinearBottleneck
+from lightning_rank.nn.layer_axis import End, features_beside
+from lightning_rank.nn.outputs import select_tensor
+
+# What the module computes elsewhere, for a callback or a picture, are no rows of the split.
+_STEPS = ("training_step", "validation_step", "test_step")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where the rows of a batch belong, and which of them count.
+
+    Attributes:
+        split: ``"validate"``, ``"test"``, ``"train"`` or ``"sanity"``.
+        loader: Number of the dataloader, if the split has several.
+        valid: Which samples are the process's own, as :func:`valid_samples` says.
+        mask: Non-zero where a position counts; ``None`` if all do.
+    """
+
+    split: str
+    loader: int | None = None
+    valid: Valid | None = None
+    mask: Tensor | None = None
+
+
+class LayerTap:
+    """Hook on one layer; takes in rows while it is active.
+
+    It stays registered for the whole stage, so that a module compiled after it was set keeps it, and does all its work
+    outside compiled code. Only what the layer computes in ``training_step``, ``validation_step`` and ``test_step``
+    counts, and not what gradient checkpointing computes again in the backward pass. A copy or a pickle of the hooked
+    module gets a tap that does nothing.
+
+    Args:
+        layer: Name of the layer.
+        end: Whether its output or its input is read.
+        output: Which tensor is meant if there are several.
+        feature_axis: Axis of the features; ``None`` for that of the layer.
+
+    Attributes:
+        active: Whether rows are taken in.
+        batch: What comes now.
+        spectra: What came, by split and dataloader.
+        examples: The first two samples of each, as they came.
+        axis: Feature axis of the last batch.
+    """
+
+    def __init__(
+        self, layer: str = "", end: End = "output", output: Any = None, feature_axis: int | None = None
+    ) -> None:
+        self.layer, self.output, self.feature_axis = layer, output, feature_axis
+        self.end: End = end
+        self.active = False  # all that compiled code looks at
+        self.batch = Batch("")
+        self.spectra: dict[tuple[str, int | None], LatentSpectrum] = {}
+        self.examples: dict[tuple[str, int | None], list[Tensor]] = {}
+        self.axis = -1
+        self._module: Callable[[], nn.Module | None] = lambda: None
+        self._root: nn.Module | None = None
+        self._handle: Any = None
+
+    def __reduce__(self) -> tuple[type[LayerTap], tuple[()]]:
+        return LayerTap, ()
+
+    def set(self, root: nn.Module, module: nn.Module) -> None:
+        """Put the hook on a layer of the LightningModule ``root``."""
+        self._root, self._module = root, weakref.ref(module)
+        self._beside = features_beside(root, getattr(module, "_orig_mod", module), self.end)
+        if self.end == "input":
+            self._handle = module.register_forward_pre_hook(self._given, with_kwargs=True)
+        else:
+            self._handle = module.register_forward_hook(self._returned)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The layer that has the hook, or had it last."""
+        return self._module()
+
+    def remove(self) -> None:
+        """Take the hook off the layer."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle, self._root, self.active = None, None, False
+
+    def clear(self, split: str) -> None:
+        """Forget what came of a split."""
+        self.spectra = {key: spectrum for key, spectrum in self.spectra.items() if key[0] != split}
+        self.examples = {key: samples for key, samples in self.examples.items() if key[0] != split}
+
+    def weight(self) -> Tensor | None:
+        """The composed matrix if the layer is a linear bottleneck that has one and shows it, else ``None``.
+
+        To be called on every process: under FSDP2 it is gathered. FSDP1 leaves pieces that cannot be composed.
+        """
+        layer = getattr(self.module, "_orig_mod", self.module)  # of a compiled layer, the layer
+        if not isinstance(layer, LinearBottleneck) or layer.depth == 0 or any(p.ndim != 2 for p in layer.parameters()):
+            return None
+        weight = layer.weight.detach()
+        gather = getattr(weight, "full_tensor", None)
+        return weight if gather is None else gather()
+
+    def _returned(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.active:
+            self._take(output)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _given(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.active:
+            given = args[0] if len(args) == 1 and not kwargs else dict(enumerate(args)) | kwargs
+            self._take(given)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @torch.compiler.disable
+    def _take(self, seen: Any) -> None:
+        recomputed = torch._C._current_graph_task_id() != -1  # in a backward pass
+        if recomputed or getattr(self._root, "_current_fx_name", _STEPS[0]) not in _STEPS:
+            return
+        latents = select_tensor(seen, self.output, self._where)
+        if not latents.is_floating_point():
+            raise TypeError(f"{self._where}: expected a real floating-point tensor, got {latents.dtype}")
+        samples, rows = self._nested(latents) if latents.is_nested else self._dense(latents)
+        key = (self.batch.split, self.batch.loader)
+        spectrum = self.spectra.get(key)
+        if spectrum is None:
+            # Fresh each time: a state made in inference mode cannot be used outside.
+            spectrum = self.spectra[key] = new_spectrum(rows.shape[-1], rows.device)
+        if rows.shape[-1] != spectrum.dim:
+            raise ValueError(
+                f"{self._where}: expected {spectrum.dim} features, as there were before in this epoch, got shape "
+                f"{tuple(samples[0].shape) if latents.is_nested else tuple(latents.shape)}"
+            )
+        spectrum.update(rows)
+        first = self.examples.setdefault(key, [])
+        first += [sample.detach().clone() for sample in samples[: 2 - len(first)]]
+
+    def _dense(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples that count, and rows that do."""
+        if latents.ndim < 2:
+            raise ValueError(f"{self._where}: expected a batch (B, dim) or more axes, got shape {tuple(latents.shape)}")
+        try:
+            axis = resolve_feature_axis(latents.shape, self.feature_axis, beside=self._beside)
+        except ValueError as error:
+            raise ValueError(f"{self._where}: {error}") from None
+        self.axis = axis
+        samples = latents[: self._valid(len(latents))]
+        rows = as_rows(samples, axis)
+        mask = self.batch.mask
+        if mask is None:
+            return samples, rows
+        positions = latents.movedim(axis, -1).shape[:-1]
+        if mask.ndim == 0 or mask.shape != positions[: mask.ndim]:
+            raise ValueError(
+                f"mask: expected shape {tuple(positions)}, the positions of {self._where} with shape "
+                f"{tuple(latents.shape)}, or its first axes, got {tuple(mask.shape)}"
+            )
+        kept = mask.bool().reshape(*mask.shape, *[1] * (len(positions) - mask.ndim)).expand(positions)[: len(samples)]
+        return samples, rows[kept.reshape(-1).to(rows.device)]
+
+    def _nested(self, latents: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The same of a nested tensor, the padding of which is gone already."""
+        samples = list(latents.unbind())
+        self.axis = samples[0].ndim
+        samples = samples[: self._valid(len(samples))]
+        rows = [sample.reshape(-1, sample.shape[-1]) for sample in samples]
+        return samples, torch.cat(rows) if rows else latents.unbind()[0][:0]
+
+    def _valid(self, n: int) -> int:
+        batch, valid = self.batch.valid or (n, n)
+        return valid if batch in (None, n) else n
+
+    @property
+    def _where(self) -> str:
+        return f"{'input of ' * (self.end == 'input')}layer={self.layer!r}"
+
+
+def new_spectrum(dim: int, device: torch.device) -> LatentSpectrum:
+    """An empty spectrum of rows."""
+    # MPS has no float64.
+    return LatentSpectrum(dim).to(torch.device("cpu") if device.type == "mps" else device)
