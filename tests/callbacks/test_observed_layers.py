@@ -1,0 +1,282 @@
+"""Which numbers of which tensor EffectiveRankMonitor takes: those that NumPy takes, for layers of any kind."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import reference
+import tiny
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_rank import EffectiveRankMonitor
+
+
+class Module(LightningModule):
+    """Whatever it is given to run; what ``step`` returns of a batch is nobody's affair."""
+
+    def __init__(self, net, step=None):
+        super().__init__()
+        self.net, self.step = net, step or (lambda net, batch: net(batch[0]))
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.step(self.net, batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.step(self.net, batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def deviations(layer, data, net, *, step=None, callbacks=(), **options):
+    """The spectrum of a layer that the monitor finds, and how many rows, when a data set is validated."""
+    monitor = EffectiveRankMonitor(layer, **options)
+    loader = data if isinstance(data, DataLoader) else DataLoader(TensorDataset(*data), 8)
+    (metrics,) = tiny.trainer(callbacks=[*callbacks, monitor]).validate(Module(net, step), loader, verbose=False)
+    return monitor.singular_values[layer], metrics["rank/samples"]
+
+
+def assert_spectrum(found, rows):
+    """``found`` is that of rows ``(..., dim)`` by NumPy's SVD."""
+    spectrum, samples = found
+    rows = rows.detach().reshape(-1, rows.shape[-1]).double().numpy()
+    assert samples == len(rows)
+    torch.testing.assert_close(spectrum, torch.tensor(reference.deviations(rows)), rtol=1e-6, atol=1e-7)
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 5, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x).movedim(1, -1)
+
+
+LAYOUTS = {
+    "Conv1d": (lambda: nn.Conv1d(1, 5, 3, padding=1), (1, 16), 1),
+    "Conv2d": (lambda: nn.Conv2d(1, 5, 3, padding=1), (1, 6, 7), 1),
+    "Conv3d": (lambda: nn.Conv3d(1, 5, 3, padding=1), (1, 4, 6, 7), 1),
+    "Conv1d, as long as wide": (lambda: nn.Conv1d(1, 5, 3, padding=1), (1, 5), 1),
+    "channels last": (ChannelsLast, (1, 6, 7), -1),
+    "tokens": (lambda: nn.Linear(3, 5), (7, 3), -1),
+    "steps": (lambda: nn.Sequential(nn.Conv1d(1, 5, 3), nn.BatchNorm1d(5), nn.ReLU()), (1, 16), 1),
+    "pooled": (lambda: nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (1, 6, 7), 1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_position_is_a_row_and_the_layer_says_which_axis_holds_the_features(layout):
+    make, shape, axis = LAYOUTS[layout]
+    net, x = make(), torch.randn(20, *shape)
+    assert_spectrum(deviations("net", (x,), net), net.eval()(x).movedim(axis, -1))
+
+
+def test_the_axis_can_be_said_and_has_to_be_where_nothing_decides():
+    class Mixed(nn.Module):
+        def forward(self, x):
+            return x
+
+    net, x = Mixed(), torch.randn(20, 3, 4, 6)
+    assert_spectrum(deviations("net", (x,), net, feature_axis=2), x.movedim(2, -1))
+    with pytest.raises(ValueError, match=r"layer='net': feature_axis: expected to see which axis .* pass feature_axis"):
+        deviations("net", (x,), net)
+
+
+@dataclass
+class ModelOutput:
+    last: Tensor
+    hidden_states: tuple[Tensor, ...]
+
+
+class Transformer(nn.Module):
+    def __init__(self, returns):
+        super().__init__()
+        self.first, self.second, self.returns = nn.Linear(3, 6), nn.Linear(6, 4), returns
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.returns(self.second(hidden), (x, hidden))
+
+
+@pytest.mark.parametrize(
+    ("returns", "output"),
+    [
+        (ModelOutput, ("hidden_states", -1)),
+        (ModelOutput, lambda output: output.hidden_states[1]),
+        (lambda last, hidden: {"last": last, "more": {"hidden": list(hidden)}}, ("more", "hidden", 1)),
+        (lambda last, hidden: (last, hidden), (1, 1)),
+    ],
+    ids=["model output", "function", "nested mapping", "nested tuple"],
+)
+def test_one_of_many_outputs(returns, output):
+    net, x = Transformer(returns), torch.randn(20, 3)
+    assert_spectrum(deviations("net", (x,), net, output=output), net.first(x))
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, latents, scale, *, shift=None):
+        return self.linear(latents.mul_(2)) * scale + (0 if shift is None else shift)
+
+
+@pytest.mark.parametrize(("output", "given"), [(0, 0), ("shift", 2)])
+def test_the_input_of_a_layer_as_it_was_before_the_layer_wrote_into_it(output, given):
+    data = (torch.randn(20, 4), torch.randn(20, 2), torch.randn(20, 2))
+    net = Head()
+
+    def step(net, batch):
+        net(batch[0].clone(), batch[1], shift=batch[2])
+
+    assert_spectrum(deviations("net", data, net, step=step, at="input", output=output), data[given])
+    with pytest.raises(ValueError, match=r"input of layer='net': .* at 0, 1, 'shift', and it is not said which"):
+        deviations("net", data, net, step=step, at="input")
+
+
+def test_the_input_of_a_layer_that_is_given_one_tensor():
+    net, x = nn.Sequential(nn.Conv1d(2, 6, 3), nn.Conv1d(6, 4, 1)), torch.randn(20, 2, 9)
+    assert_spectrum(deviations("net.1", (x,), net, at="input"), net[0](x).movedim(1, -1))
+
+
+class Dicts(torch.utils.data.Dataset):
+    """Sequences of different lengths, padded with what would show."""
+
+    def __init__(self, n=20, length=7):
+        self.lengths = [1 + index % length for index in range(n)]
+        self.x = torch.randn(n, length, 3)
+        self.mask = torch.tensor([[int(t < most) for t in range(length)] for most in self.lengths])
+        self.x[self.mask == 0] = 100.0
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"x": self.x[index], "attention_mask": self.mask[index]}
+
+
+@pytest.mark.parametrize("mask", ["attention_mask", lambda batch: batch["attention_mask"] > 0], ids=["key", "function"])
+def test_padding_does_not_count(mask):
+    data, net = Dicts(), nn.Linear(3, 5)
+    found = deviations("net", DataLoader(data, 6), net, step=lambda net, batch: net(batch["x"]), mask=mask)
+    assert_spectrum(found, net(data.x[data.mask.bool()]))
+
+
+def test_a_mask_of_samples_masks_all_their_positions_and_one_of_another_shape_is_refused():
+    x, net = torch.randn(20, 2, 9), nn.Conv1d(2, 4, 1)
+    keep = torch.arange(20) % 3 > 0
+    assert_spectrum(deviations("net", (x, keep), net, mask=1), net(x[keep]).movedim(1, -1))
+    with pytest.raises(
+        ValueError, match=r"mask: expected shape \(8, 9\), the positions of layer='net' .* got \(8, 2\)"
+    ):
+        deviations("net", (x, keep), net, mask=lambda batch: batch[0][:, :, 0])
+
+
+def padded(mask):
+    def step(net, batch):
+        net(batch[0], src_key_padding_mask=mask.expand(len(batch[0]), -1))
+
+    return step
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layer", ["layers.0", "layers.0.linear1", "layers.1.self_attn"])
+def test_layers_of_a_padded_transformer_encoder_give_nested_tensors(layer):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    net, x, mask = nn.TransformerEncoder(encoder, 2), torch.randn(16, 5, 8), torch.arange(5) > 2
+    spectrum, samples = deviations(f"net.{layer}", (x,), net, step=padded(mask))
+    seen = []
+    hook = net.get_submodule(layer).register_forward_hook(
+        lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        net.eval()(x, src_key_padding_mask=mask.expand(16, -1))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+        hook.remove()
+    rows = seen[0].detach()[:, :3].flatten(0, 1)
+    assert samples == len(rows) == 48
+    torch.testing.assert_close(spectrum, torch.tensor(reference.deviations(rows.numpy())), rtol=1e-4, atol=1e-6)
+
+
+def test_several_calls_in_a_step_all_count():
+    views = torch.randn(20, 3), torch.randn(20, 3)
+    net = nn.Linear(3, 5)
+    found = deviations("net", views, net, step=lambda net, batch: (net(batch[0]), net(batch[1])))
+    assert_spectrum(found, net(torch.cat(views)))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.inner, self.reentrant = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)), reentrant
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("backward", ["manual_backward", "backward of torch"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_does_not_count_rows_twice_whoever_calls_backward(reentrant, backward):
+    net, x = Checkpointed(reentrant), torch.randn(20, 3)
+    module = Module(net)
+
+    def step(net, batch):
+        loss = net(batch[0].requires_grad_()).square().sum()
+        module.manual_backward(loss) if backward == "manual_backward" else loss.backward()
+        loss = net(batch[0]).square().sum()  # and once more, as in a network trained against another
+        module.manual_backward(loss) if backward == "manual_backward" else loss.backward()
+
+    module.step = step
+    monitor = EffectiveRankMonitor("net.inner.0", stage="train")
+    tiny.trainer(callbacks=[monitor], max_epochs=1).fit(module, DataLoader(TensorDataset(x), 8))
+    assert monitor.history[0]["rank/train/samples"] == 40
+    rows = np.repeat(net.inner[0](x).detach().numpy(), 2, axis=0)
+    expected = torch.tensor(reference.deviations(rows))
+    torch.testing.assert_close(monitor.singular_values["net.inner.0"], expected, rtol=1e-6, atol=1e-7)
+
+
+class Evaluator(Callback):
+    """Runs the module on a batch that was just seen, as online evaluators do."""
+
+    def __init__(self, hooks):
+        for hook in hooks:
+            setattr(self, hook, self.run)
+
+    def run(self, trainer, pl_module, *args, **kwargs):
+        batch = next(arg for arg in args if isinstance(arg, list))
+        with torch.no_grad():
+            pl_module.net(batch[0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("stage", ["validate", "train"])
+def test_callbacks_that_run_the_module_add_no_rows_wherever_they_are_in_the_list(stage, first):
+    name = {"validate": "validation", "train": "train"}[stage]
+    evaluator = Evaluator([f"on_{name}_batch_start", f"on_{name}_batch_end"])
+    monitor = EffectiveRankMonitor("net", stage=stage)
+    callbacks = [evaluator, monitor] if first else [monitor, evaluator]
+    loader = DataLoader(TensorDataset(torch.randn(20, 3)), 8)
+    tiny.trainer(callbacks=callbacks, max_epochs=1).fit(Module(nn.Linear(3, 5)), loader, loader)
+    assert monitor.history[0]["rank/samples" if stage == "validate" else "rank/train/samples"] == 20
+
+
+def test_loaders_that_are_read_side_by_side_are_one_split():
+    x = torch.randn(20, 3)
+    loaders = CombinedLoader({"a": DataLoader(x, 4), "b": DataLoader(x + 1, 4)}, "max_size")
+    net = nn.Linear(3, 5)
+    monitor = EffectiveRankMonitor("net")
+    module = Module(net, lambda net, batch: (net(batch["a"]), net(batch["b"])))
+    tiny.trainer(callbacks=[monitor]).validate(module, loaders, verbose=False)
+    expected = torch.tensor(reference.deviations(net(torch.cat([x, x + 1])).detach().numpy()))
+    torch.testing.assert_close(monitor.singular_values["net"], expected, rtol=1e-6, atol=1e-7)
