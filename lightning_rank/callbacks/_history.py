@@ -48,7 +48,9 @@ class RankHistory:
         """Add a row, and its spectra."""
         self.rows.append(row)
         for of, singular_values in spectra.items():
-            kept = [old for old in self.spectra.get(of, []) if old.singular_values.shape == singular_values.shape]
+            kept = self.spectra.get(of, [])
+            if kept and kept[-1].singular_values.shape != singular_values.shape:
+                kept = []
             self.spectra[of] = _thin([*kept, Spectrum(row.epoch, row.step, singular_values)], _IN_MEMORY)
 
     def state_dict(self) -> dict[str, Any]:
