@@ -27,10 +27,14 @@ def test_the_public_names_are_those_of_the_contract():
         "truncate_linear_bottleneck",
     }
     assert set(lightning_rank.metrics.__all__) == {
+        "ConditionNumber",
+        "DirectionsForVariance",
         "EffectiveRank",
         "LatentSpectrum",
         "NumericalRank",
         "ParticipationRatio",
+        "PowerLawExponent",
+        "RankMe",
         "RowStatistics",
         "StableRank",
         "synchronize",

@@ -2,14 +2,27 @@
 
 from lightning_rank.metrics.latent_spectrum import LatentSpectrum
 from lightning_rank.metrics.pooling import RowStatistics
-from lightning_rank.metrics.rank import EffectiveRank, NumericalRank, ParticipationRatio, StableRank
+from lightning_rank.metrics.rank import (
+    ConditionNumber,
+    DirectionsForVariance,
+    EffectiveRank,
+    NumericalRank,
+    ParticipationRatio,
+    PowerLawExponent,
+    RankMe,
+    StableRank,
+)
 from lightning_rank.metrics.synchronization import synchronize
 
 __all__ = [
+    "ConditionNumber",
+    "DirectionsForVariance",
     "EffectiveRank",
     "LatentSpectrum",
     "NumericalRank",
     "ParticipationRatio",
+    "PowerLawExponent",
+    "RankMe",
     "RowStatistics",
     "StableRank",
     "synchronize",

@@ -95,3 +95,113 @@ class ParticipationRatio(LatentSpectrum):
     def compute(self) -> Tensor:
         """The participation ratio of everything taken in."""
         return functional.participation_ratio(self.singular_values())
+
+
+class DirectionsForVariance(LatentSpectrum):
+    """Directions that hold a share of the variance: :func:`lightning_rank.functional.directions_for_variance`.
+
+    Args:
+        dim: Width of the latents.
+        share: Of the total variance, in (0, 1].
+        kwargs: Those of :class:`LatentSpectrum`.
+
+    Raises:
+        ValueError: ``share`` is not in (0, 1]; and as :class:`LatentSpectrum`.
+
+    Example:
+        >>> metric = DirectionsForVariance(2, share=0.7)
+        >>> metric.update(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        >>> metric.compute()
+        tensor(1)
+    """
+
+    def __init__(self, dim: int, *, share: float = 0.95, **kwargs: Any) -> None:
+        super().__init__(dim, **kwargs)
+        functional.directions_for_variance(torch.ones(1), share=share)  # refuses a bad share now
+        self.share = share
+
+    def compute(self) -> Tensor:
+        """How many it takes for everything taken in."""
+        return functional.directions_for_variance(self.singular_values(), share=self.share)
+
+
+class PowerLawExponent(LatentSpectrum):
+    """Exponent of the power law of the variances: :func:`lightning_rank.functional.power_law_exponent`.
+
+    Args:
+        dim: Width of the latents, 2 or more.
+        first: Number of the first direction that is fitted, from 1.
+        last: Number of the last; ``None`` for all.
+        kwargs: Those of :class:`LatentSpectrum`.
+
+    Raises:
+        ValueError: ``first`` and ``last`` are no range; and as :class:`LatentSpectrum`.
+
+    Source: Agrawal et al. 2022 (alpha-ReQ).
+
+    Example:
+        >>> metric = PowerLawExponent(2)
+        >>> metric.update(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        >>> round(metric.compute().item(), 6)  # variances 2 and 1/2: a quarter at twice the number
+        2.0
+    """
+
+    def __init__(self, dim: int, *, first: int = 1, last: int | None = None, **kwargs: Any) -> None:
+        super().__init__(dim, **kwargs)
+        functional.power_law_exponent(torch.ones(dim), first=first, last=last)  # refuses a bad range now
+        self.first, self.last = first, last
+
+    def compute(self) -> Tensor:
+        """The exponent for everything taken in."""
+        return functional.power_law_exponent(self.singular_values(), first=self.first, last=self.last)
+
+
+class ConditionNumber(LatentSpectrum):
+    """Largest singular value over the smallest: :func:`lightning_rank.functional.condition_number`.
+
+    Args, shapes and errors are those of :class:`LatentSpectrum`; ``compute`` gives a float64 scalar, infinite where
+    there is a direction without variance.
+
+    Example:
+        >>> metric = ConditionNumber(2)
+        >>> metric.update(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        >>> round(metric.compute().item(), 6)
+        2.0
+    """
+
+    def compute(self) -> Tensor:
+        """The condition of everything taken in."""
+        return functional.condition_number(self.singular_values())
+
+
+class RankMe(LatentSpectrum):
+    """RankMe as published, of latents that are not centred: :func:`lightning_rank.functional.rankme`.
+
+    Args:
+        dim: Width of the latents.
+        epsilon: Added to each share of the singular values; the paper's is 1e-7.
+        kwargs: Those of :class:`LatentSpectrum`.
+
+    Raises:
+        ValueError: ``epsilon`` is negative; and as :class:`LatentSpectrum`.
+
+    Source: Garrido et al. 2023.
+
+    Example:
+        >>> metric = RankMe(2)
+        >>> metric.update(torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]))
+        >>> round(metric.compute().item(), 5)
+        2.0
+    """
+
+    def __init__(self, dim: int, *, epsilon: float = 1e-7, **kwargs: Any) -> None:
+        super().__init__(dim, **kwargs)
+        functional.rankme(torch.ones(1), epsilon=epsilon)  # refuses a bad epsilon now
+        self.epsilon = epsilon
+
+    def compute(self) -> Tensor:
+        """RankMe of everything taken in."""
+        moments = self.as_moments()
+        # Of n rows there are n singular values at most, and each counts for something.
+        values = functional.uncentred_deviations(moments)[: max(1, int(moments.n))]
+        return functional.rankme(values, epsilon=self.epsilon)
