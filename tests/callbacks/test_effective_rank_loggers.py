@@ -9,9 +9,11 @@ import torch
 import wandb
 import wandb_reader
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_rank import EffectiveRankMonitor
+from lightning_rank import EffectiveRankMonitor, LatentTraversal
 from lightning_rank.callbacks._figures import spectrum_figure, waterfall_figure
 
 
@@ -36,8 +38,10 @@ def test_an_offline_wandb_run_has_the_curve_over_epochs_the_histograms_and_the_p
     curve = [(row["epoch"], row["rank/effective"]) for row in rows if "rank/effective" in row]
     assert [epoch for epoch, _ in curve] == [0, 1, 2, 3]
     assert [value for _, value in curve] == pytest.approx([row["rank/effective"] for row in monitor.history], rel=1e-6)
+    assert [row["trainer/global_step"] for row in rows if "rank/effective" in row] == [3, 7, 11, 15]
     histograms = [row for row in rows if "rank/log10_singular_values/values" in row]
     assert [row["epoch"] for row in histograms] == [0, 1, 2, 3]
+    assert [row["trainer/global_step"] for row in histograms] == [3, 7, 11, 15]
     assert sum(histograms[-1]["rank/log10_singular_values/values"]) == tiny.DIM
     for name in ("spectrum", "waterfall", "weight_spectrum", "weight_waterfall"):
         steps = [row["trainer/global_step"] for row in rows if f"rank/{name}/filenames" in row]
@@ -60,8 +64,75 @@ def test_tensorboard_has_scalars_histograms_and_pictures(tmp_path):
             assert [event.step for event in events.Images(f"rank/{name}{picture}")] == [3, 11, 15]
 
 
+@pytest.mark.filterwarnings("ignore")  # what MLflow warns of is MLflow's affair
+def test_a_local_mlflow_run_has_the_curve_and_the_pictures(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed: pip install mlflow-skinny")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    store = f"file:{tmp_path}/runs"
+    logger = MLFlowLogger(tracking_uri=store)
+    traversal = LatentTraversal(image_shape=(1, 2, 5), every_n_epochs=3)
+    monitor = EffectiveRankMonitor(["encoder"], log_spectrum_every_n_epochs=2)
+    fit(monitor, [traversal], logger=logger)
+    client = mlflow.MlflowClient(store)
+    curve = [(point.step, point.value) for point in client.get_metric_history(logger.run_id, "rank/encoder/effective")]
+    assert [step for step, _ in curve] == [3, 7, 11, 15]
+    assert [value for _, value in curve] == pytest.approx(
+        [row["rank/encoder/effective"] for row in monitor.history], rel=1e-6
+    )
+    for name in ("spectrum", "waterfall"):
+        paths = [artifact.path for artifact in client.list_artifacts(logger.run_id, f"rank/encoder/{name}")]
+        assert paths == [f"rank/encoder/{name}/step={step:09d}.png" for step in (3, 11, 15)]
+    sizes = {Image.open(path).size for path in tmp_path.rglob("spectrum/*.png")}
+    assert sizes == {(720, 432)}
+    (last,) = tmp_path.rglob("traversal/linear_bottleneck/step=000000015.png")
+    assert pil_to_tensor(Image.open(last)).equal(traversal.picture)
+    assert not list(tmp_path.rglob("rank_spectra")), "they are for loggers that take no pictures"
+
+
+class CometLogger(Logger):
+    """Takes what comet_ml's Experiment takes; a run of that wants an account."""
+
+    name, version = "comet", 0
+
+    def __init__(self):
+        super().__init__()
+        self.experiment, self.metrics, self.calls = self, [], []
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_figure(self, figure_name=None, figure=None, overwrite=False, step=None):
+        figure.canvas.draw()
+        self.calls.append((figure_name, step))
+
+    def log_image(self, image_data, name=None, overwrite=False, image_format="png", step=None):
+        self.calls.append((name, step, image_data.size))
+
+    def log_histogram_3d(self, values, name=None, step=None, epoch=None, metadata=None):
+        self.calls.append((name, step, epoch, len(values)))
+
+
+def test_comet_gets_figures_pictures_and_histograms_by_its_own_calls(tmp_path):
+    logger = CometLogger()
+    traversal = LatentTraversal(image_shape=(1, 2, 5), every_n_epochs=3)
+    fit(None, [traversal], logger=logger, default_root_dir=tmp_path)
+    assert [step for step, metrics in logger.metrics if "rank/effective" in metrics] == [3, 7, 11, 15]
+    assert [call for call in logger.calls if call[0] == "rank/log10_singular_values"] == [
+        ("rank/log10_singular_values", step, epoch, tiny.DIM) for epoch, step in enumerate((3, 7, 11, 15))
+    ]
+    for name in ("rank/spectrum", "rank/waterfall", "rank/weight_spectrum"):
+        assert [call[1] for call in logger.calls if call[0] == name] == [3, 11, 15]
+    _, height, width = traversal.picture.shape
+    expected = [("traversal/linear_bottleneck", step, (width, height)) for step in (11, 15)]
+    assert [call for call in logger.calls if call[0] == "traversal/linear_bottleneck"] == expected
+    assert list(tmp_path.iterdir()) == []
+
+
 class Other(Logger):
-    """A logger of a kind that nobody here knows; MLflow's is one."""
+    """A logger of a kind that nobody here knows."""
 
     name, version = "other", 0
 
