@@ -282,3 +282,23 @@ def test_the_example_configuration_runs_from_the_command_line(tmp_path):
         header
     )
     assert list(tmp_path.rglob("rank_spectra/*.csv"))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own
+@pytest.mark.parametrize("compiled", ["nothing", "the encoder", "the encoder, and run"])
+def test_compiled_code_is_kept_but_where_it_would_miss_the_hook(compiled, monkeypatch):
+    torch.compiler.reset()
+    resets = []
+    reset = torch.compiler.reset
+    monkeypatch.setattr(torch.compiler, "reset", lambda: (resets.append(1), reset()))
+    model, monitor = tiny.TinyAutoencoder(), EffectiveRankMonitor("encoder")
+    if compiled != "nothing":
+        model.encoder = torch.compile(model.encoder, backend="eager")
+    if compiled == "the encoder, and run":
+        model.encoder(tiny.rows())
+    trainer, _ = fit(monitor, model=model, max_epochs=2)
+    for _ in range(2):
+        (metrics,) = trainer.validate(model, tiny.loader(40, 10), verbose=False)
+        assert metrics["rank/samples"] == 40
+    assert [row["rank/samples"] for row in monitor.history] == [53, 53]
+    assert len(resets) == (compiled == "the encoder, and run")
