@@ -51,6 +51,11 @@ class SpectrumReport:
         if (self._draws or self._files) and self._due.now():
             self._send(trainer, history, step)
 
+    def flush(self) -> None:
+        """Write the rows that wait for it."""
+        if self._files is not None:
+            self._files.flush()
+
     def finish(self, trainer: Trainer, history: RankHistory) -> None:
         """Send what has not been sent."""
         if history.rows and len(history.rows) > self._drawn:
@@ -58,8 +63,7 @@ class SpectrumReport:
 
     def _send(self, trainer: Trainer, history: RankHistory, step: int) -> None:
         with self._due.drawing():
-            if self._files is not None:
-                self._files.flush()
+            self.flush()
             if self._draws:
                 for of, spectra in history.spectra.items():
                     self._draw(trainer, of, spectra, step)

@@ -12,9 +12,10 @@ from lightning_rank.callbacks._curve import RankCurve
 from lightning_rank.callbacks._due import Every
 from lightning_rank.callbacks._history import Measure, Row
 from lightning_rank.callbacks._keys import Keys
-from lightning_rank.callbacks._loggers import logger_step, send_scalars
+from lightning_rank.callbacks._loggers import logger_step
 from lightning_rank.callbacks._measures import measure_layer
 from lightning_rank.callbacks._report import SpectrumReport, send_histograms
+from lightning_rank.callbacks._scalars import log_epoch, log_steps
 from lightning_rank.callbacks._schedule import ScheduledObserver, Stage
 from lightning_rank.functional import numerical_rank
 from lightning_rank.nn.layer_axis import End
@@ -201,6 +202,12 @@ class EffectiveRankMonitor(ScheduledObserver):
         """Send home what was found out, if this process was launched and ends now."""
         self._curve.leave(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was found, and no row unwritten."""
+        super().on_exception(trainer, pl_module, exception)
+        if self._report is not None:
+            self._report.flush()
+
     def _complete(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         if split == "sanity":  # it may have found a layer that returns what it should not
             return
@@ -218,16 +225,9 @@ class EffectiveRankMonitor(ScheduledObserver):
         self, trainer: Trainer, pl_module: LightningModule, split: str, values: dict[Measure, float], spectra: Any
     ) -> None:
         row = {self._keys.key(of): value for of, value in values.items()}
-        options: Any = {"batch_size": 1, "add_dataloader_idx": False}
         windows = split == "train" and self.every_n_train_steps is not None
+        (log_steps if windows else log_epoch)(pl_module, row)
         step = logger_step(trainer, epoch_ended=split == "train" and not windows)
-        if windows:
-            # To loggers now, for Lightning would wait for a step that is logged; callbacks see it in this very hook.
-            pl_module.log_dict(row, on_step=True, on_epoch=False, logger=False, **options)
-            send_scalars(trainer, row, step)
-        else:
-            # Equal on all processes; to average them again (sync_dist) costs little and is what Lightning asks for.
-            pl_module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, **options)
         self._curve.show(spectra)
         send_histograms(trainer, spectra, self._keys, step)
         if trainer.state.fn == "fit" and self._report is not None:

@@ -1,5 +1,7 @@
 """EffectiveRankMonitor and LatentTraversal in several processes that do not have the same."""
 
+import functools
+
 import pytest
 import reference
 import tiny
@@ -104,6 +106,39 @@ def test_processes_with_as_many_rows_as_they_have_and_with_none(counts, tmp_path
 def test_no_process_with_any_rows_ends_the_training_of_none(tmp_path):
     _, found = fit(tmp_path, DataLoader(Shards((0, 0)), 4), num_sanity_val_steps=0)
     assert [history for history, _, _ in found] == [[], []]
+
+
+class Collectives(Callback):
+    """Counts what crosses processes at the end of a validation, however it does."""
+
+    names = ("all_gather", "all_gather_into_tensor", "all_reduce", "broadcast", "broadcast_object_list", "gather")
+
+    def __init__(self, directory):
+        self.directory, self.calls = directory, []
+
+    def on_validation_end(self, trainer, pl_module):
+        torch.save(self.calls, self.directory / f"calls{trainer.global_rank}")
+
+    def on_validation_start(self, trainer, pl_module):
+        self.calls.clear()
+        for name in self.names:
+            function = getattr(torch.distributed, name)
+            if not hasattr(function, "counted"):
+                counted = functools.partial(self.count, function)
+                counted.counted = True
+                setattr(torch.distributed, name, counted)
+
+    def count(self, function, *args, **kwargs):
+        self.calls.append(function.__name__)
+        return function(*args, **kwargs)
+
+
+def test_numbers_are_the_same_everywhere_and_are_not_averaged_once_more(tmp_path):
+    collectives, rows = Collectives(tmp_path), tiny.rows(31, seed=2)
+    _, found = fit(tmp_path, DataLoader(TensorDataset(rows), 4), callbacks=[collectives], num_sanity_val_steps=0)
+    assert found[0][2] == found[1][2]
+    calls = torch.load(tmp_path / "calls0")
+    assert 0 < len(calls) < len(found[0][2]), f"one collective a spectrum, not one a number: {calls}"
 
 
 def test_three_processes_and_layers_of_three_widths(tmp_path):
