@@ -20,7 +20,7 @@ class RankCurve:
         keys: What the numbers are called.
 
     Attributes:
-        new_rows: Measured in this fit, not in the one that it goes on from.
+        measured: Splits that were measured in this fit, not in the one that it goes on from.
     """
 
     def __init__(self, layers: Sequence[str], keys: Keys) -> None:
@@ -30,7 +30,7 @@ class RankCurve:
         self._spectra: dict[str, Tensor] = {}
         self._weight_spectra: dict[str, Tensor] = {}
         self._way_back = WayBack()
-        self.new_rows = 0
+        self.measured: set[str] = set()
 
     @property
     def history(self) -> RankHistory:
@@ -68,7 +68,7 @@ class RankCurve:
         """Go on from the curve of the checkpoint, if one was loaded to be trained."""
         if self._restored is not None:
             self._history, self._restored = self._restored, None
-        self.new_rows = 0
+        self.measured = set()
 
     def show(self, spectra: Mapping[Measure, Tensor]) -> None:
         """Take in the spectra that were measured last."""
@@ -79,7 +79,7 @@ class RankCurve:
     def append(self, row: Row, spectra: Mapping[Measure, Tensor]) -> None:
         """Add to the history."""
         self._history.append(row, spectra)
-        self.new_rows += 1
+        self.measured |= {of.split for of in row.values}
 
     def state_dict(self) -> dict[str, Any]:
         """The history, thin."""

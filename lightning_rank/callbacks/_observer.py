@@ -34,9 +34,14 @@ class LayerObserver(Callback):
     """
 
     def __init__(
-        self, layers: Sequence[str], *, end: End = "output", output: Any = None, feature_axis: int | None = None,
+        self,
+        layers: Sequence[str],
+        *,
+        end: End = "output",
+        output: Any = None,
+        feature_axis: int | None = None,
         mask: Any = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._layers = list(layers)
         self._read = (end, output, feature_axis)
         self._mask = mask

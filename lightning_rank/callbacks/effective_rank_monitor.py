@@ -178,7 +178,9 @@ class EffectiveRankMonitor(ScheduledObserver):
         """Whether a rank is watched and there is none yet, for which ModelCheckpoint and EarlyStopping would raise."""
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         watched = [str(getattr(callback, "monitor", None)) for callback in callbacks]
-        return self._curve.new_rows == 0 and any(key.startswith(tuple(self._keys.prefixes)) for key in watched)
+        return "validate" not in self._curve.measured and any(
+            key.startswith(tuple(self._keys.prefixes)) for key in watched
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on from the curve of the checkpoint, if one was loaded."""
@@ -195,7 +197,7 @@ class EffectiveRankMonitor(ScheduledObserver):
         if self._report is not None:
             self._report.finish(trainer, self._curve.history)
         debugging = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
-        if self._curve.new_rows == 0 and not debugging:
+        if not self._curve.measured and not debugging:
             self._say_nothing_came()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,6 +220,7 @@ class EffectiveRankMonitor(ScheduledObserver):
                 measure_layer(tap, split, of_loaders, self.variance_rtol, values, spectra)
             else:
                 self._say_silent(tap.layer, split)
+            tap.clear(split)
         if values:
             self._log(trainer, pl_module, split, values, spectra)
 

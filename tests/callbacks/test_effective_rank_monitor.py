@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import reference
 import tiny
@@ -43,6 +44,14 @@ def test_the_logged_ranks_are_those_of_all_validation_latents():
     assert logged["rank/participation"] == pytest.approx(variances.sum() ** 2 / (variances**2).sum(), rel=1e-6)
     assert logged["rank/stable"] == pytest.approx(variances.sum() / variances[0], rel=1e-6)
     assert logged["rank/gap"] == 1 + (deviations[:-1] / deviations[1:]).argmax()
+    assert logged["rank/directions_95"] == 1 + (variances.cumsum() < 0.95 * variances.sum()).sum()
+    k = np.arange(1, tiny.DIM + 1)
+    slope, _ = np.polyfit(np.log(k), np.log(variances), 1, w=k**-0.5)
+    assert logged["rank/alpha"] == pytest.approx(-slope, rel=1e-5)
+    values = np.linalg.svd(latents_of(model, tiny.rows(53, seed=2)), compute_uv=False)
+    p = values / values.sum() + 1e-7
+    assert logged["rank/rankme"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+    assert logged["rank/condition"] == pytest.approx(deviations[0] / deviations[-1], rel=1e-6)
     assert (logged["rank/samples"], logged["rank/dropped_rows"]) == (53, 0)
     torch.testing.assert_close(
         monitor.singular_values["linear_bottleneck"], torch.tensor(deviations), rtol=1e-6, atol=0

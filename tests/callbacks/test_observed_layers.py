@@ -8,6 +8,7 @@ import reference
 import tiny
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -280,3 +281,24 @@ def test_loaders_that_are_read_side_by_side_are_one_split():
     tiny.trainer(callbacks=[monitor]).validate(module, loaders, verbose=False)
     expected = torch.tensor(reference.deviations(net(torch.cat([x, x + 1])).detach().numpy()))
     torch.testing.assert_close(monitor.singular_values["net"], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning's command line uses of jsonargparse is its affair
+def test_all_of_it_can_be_said_on_the_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    said = {
+        "layer": ["encoder", "decoder"],
+        "at": "input",
+        "output": ["hidden_states", -1],
+        "feature_axis": 1,
+        "mask": "attention_mask",
+        "every_n_train_steps": 100,
+        "name": "teacher",
+        "log_spectrum_every_n_epochs": "auto",
+    }
+    callbacks = f"[{{'class_path': 'lightning_rank.EffectiveRankMonitor', 'init_args': {said}}}]"
+    arguments = [f"--trainer.callbacks={callbacks}"]
+    cli = LightningCLI(tiny.TinyMixedIn, run=False, seed_everything_default=False, args=arguments)
+    (monitor,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, EffectiveRankMonitor)]
+    assert (monitor.layers, monitor.name, monitor.every_n_train_steps) == (["encoder", "decoder"], "teacher", 100)
+    assert (monitor._read, monitor._mask) == (("input", ["hidden_states", -1], 1), "attention_mask")
