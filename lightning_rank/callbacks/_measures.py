@@ -7,15 +7,15 @@ from torch import Tensor
 
 from lightning_rank import functional
 from lightning_rank.callbacks._history import Measure
-from lightning_rank.callbacks._sync import Taken
 from lightning_rank.callbacks._tap import LayerTap
 from lightning_rank.functional.moments import RESOLUTION
+from lightning_rank.metrics import RowStatistics
 
 
 def measure_layer(
     tap: LayerTap,
     split: str,
-    taken: Mapping[int | None, Taken | None],
+    taken: Mapping[int | None, RowStatistics | None],
     variance_rtol: float,
     values: dict[Measure, float],
     spectra: dict[Measure, Tensor],
@@ -44,7 +44,7 @@ def measure_layer(
         values[of._replace(name="weight_effective")] = float(functional.effective_rank(spectra[of]))
 
 
-def _of_latents(taken: Taken, variance_rtol: float) -> tuple[dict[str, Tensor | float], Tensor]:
+def _of_latents(taken: RowStatistics, variance_rtol: float) -> tuple[dict[str, Tensor | float], Tensor]:
     """What is logged of the rows of a split, by name, and their singular values over ``sqrt(n)`` on the CPU."""
     moments = taken.moments
     deviations = functional.principal_deviations(moments).cpu()

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_rank.callbacks._samples import evaluation_loaders, valid_samples
-from lightning_rank.callbacks._sync import Taken, synchronize
-from lightning_rank.callbacks._tap import Batch, LayerTap
+from lightning_rank.callbacks._tap import Batch, LayerTap, home_of_spectra
+from lightning_rank.metrics import RowStatistics, synchronize
 from lightning_rank.nn.layer_axis import End
 from lightning_rank.nn.outputs import select_tensor
 from lightning_rank.nn.submodules import find_submodule
@@ -64,13 +64,13 @@ class LayerObserver(Callback):
 
     def _synchronized(
         self, trainer: Trainer, pl_module: LightningModule, split: str
-    ) -> list[dict[int | None, Taken | None]]:
+    ) -> list[dict[int | None, RowStatistics | None]]:
         """What came on all processes: of each layer by dataloader, whose number is ``None`` if there is only one."""
         several = len(evaluation_loaders(trainer)) if split != "train" else 1
         loaders = list(range(several)) if several > 1 else [None]
         places = [(tap, loader) for tap in self._taps for loader in loaders]
         spectra = [tap.spectra.get((split, loader)) for tap, loader in places]
-        taken = synchronize(spectra, trainer.strategy, pl_module.device)
+        taken = synchronize(spectra, device=home_of_spectra(pl_module.device))
         rows = [taken[start : start + len(loaders)] for start in range(0, len(taken), len(loaders))]
         return [dict(zip(loaders, row, strict=True)) for row in rows]
 

@@ -136,7 +136,7 @@ class LayerTap:
         spectrum = self.spectra.get(key)
         if spectrum is None:
             # Fresh each time: a state made in inference mode cannot be used outside.
-            spectrum = self.spectra[key] = new_spectrum(rows.shape[-1], rows.device)
+            spectrum = self.spectra[key] = LatentSpectrum(rows.shape[-1]).to(home_of_spectra(rows.device))
         if rows.shape[-1] != spectrum.dim:
             raise ValueError(
                 f"{self._where}: expected {spectrum.dim} features, as there were before in this epoch, got shape "
@@ -186,7 +186,6 @@ class LayerTap:
         return f"{'input of ' * (self.end == 'input')}layer={self.layer!r}"
 
 
-def new_spectrum(dim: int, device: torch.device) -> LatentSpectrum:
-    """An empty spectrum of rows."""
-    # MPS has no float64.
-    return LatentSpectrum(dim).to(torch.device("cpu") if device.type == "mps" else device)
+def home_of_spectra(device: torch.device) -> torch.device:
+    """Where spectra of latents on a device are kept: there, but for MPS, which has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -463,4 +463,4 @@ def test_a_trainer_of_the_other_package():
     )
     trainer.fit(model, tiny.loader())
     ratios.check(8)
-    assert [row["rank/samples"] for row in monitor.history] == [32, 32]
+    assert [row["rank/train/samples"] for row in monitor.history] == [32, 32]
