@@ -201,7 +201,9 @@ class LayerObserver(Callback):
         self._pause()
         if split in self._taking:
             self._taking.discard(split)
-            self._complete(trainer, pl_module, split)
+            # What is kept of it may be written into later, which inference mode forbids.
+            with torch.inference_mode(False), torch.no_grad():
+                self._complete(trainer, pl_module, split)
 
     def _masked(self, batch: Any) -> Tensor | None:
         return None if self._mask is None else select_tensor(batch, self._mask, "mask: batch")

@@ -174,7 +174,7 @@ class LatentTraversal(LayerObserver):
             return []
         inputs, axis = self._first_inputs(trainer, pl_module, split)
         precision = trainer.precision_plugin.val_step_context
-        with torch.inference_mode(False), torch.no_grad(), isolate_rng(), precision():
+        with torch.no_grad(), isolate_rng(), precision():
             return [self._decode(pl_module, rows) for rows in latents(moments, inputs, axis)]
 
     def _mean(self, moments: Moments, inputs: list[Tensor], axis: int) -> list[list[Tensor]]:

@@ -163,9 +163,9 @@ def test_validate_alone_and_then_fit():
     expected = reference.effective_rank(reference.deviations(latents_of(model, tiny.rows(53, seed=2))))
     assert metrics["rank/effective"] == pytest.approx(expected, rel=1e-6)
     assert monitor.history == []
+    monitor.singular_values["linear_bottleneck"].requires_grad_()  # not an inference tensor
     trainer.fit(model, tiny.loader(), tiny.loader(53, 10, seed=2))
     assert monitor.history[0]["rank/samples"] == 53
-    monitor.singular_values["linear_bottleneck"].requires_grad_()  # not an inference tensor
 
 
 class Spoil(Callback):
