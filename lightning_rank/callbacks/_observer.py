@@ -27,7 +27,7 @@ class LayerObserver(Callback):
 
     Args:
         layers: Names of the layers.
-        end: Whether their output or their input is read.
+        at: Whether their output or their input is read.
         output: Which tensor is meant if there are several.
         feature_axis: Axis of the features; ``None`` for that of the layer.
         mask: Where in the batch the mask of the positions that count is, or a function of the batch; ``None`` for all.
@@ -37,14 +37,16 @@ class LayerObserver(Callback):
         self,
         layers: Sequence[str],
         *,
-        end: End = "output",
+        at: End = "output",
         output: Any = None,
         feature_axis: int | None = None,
         mask: Any = None,
     ) -> None:
         self._layers = list(layers)
-        self._read = (end, output, feature_axis)
-        self._mask = mask
+        self.at: End = at
+        self.output = output
+        self.feature_axis = feature_axis
+        self.mask = mask
         self._taps: list[LayerTap] = []
         self._hooked = False
         self._compiled = 0
@@ -109,7 +111,8 @@ class LayerObserver(Callback):
             return
         modules = [find_submodule(pl_module, layer, "layer") for layer in self._layers]
         if [tap.module for tap in self._taps] != modules:
-            self._taps, self._compiled = [LayerTap(layer, *self._read) for layer in self._layers], 0
+            self._taps = [LayerTap(layer, self.at, self.output, self.feature_axis) for layer in self._layers]
+            self._compiled = 0
         for tap, module in zip(self._taps, modules, strict=True):
             tap.set(pl_module, module)
         self._hooked = True
@@ -206,7 +209,7 @@ class LayerObserver(Callback):
                 self._complete(trainer, pl_module, split)
 
     def _masked(self, batch: Any) -> Tensor | None:
-        return None if self._mask is None else select_tensor(batch, self._mask, "mask: batch")
+        return None if self.mask is None else select_tensor(batch, self.mask, "mask: batch")
 
     def _take(self, batch: Batch) -> None:
         for tap in self._taps:

@@ -125,7 +125,7 @@ class EffectiveRankMonitor(ScheduledObserver):
             raise ValueError(f"name: expected a name other than 'test' and 'train', got {name!r}")
         numerical_rank(torch.ones(1), variance_rtol=variance_rtol)  # refuses a bad threshold now
         when: Any = {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}
-        where: Any = {"end": at, "output": output, "feature_axis": feature_axis, "mask": mask}
+        where: Any = {"at": at, "output": output, "feature_axis": feature_axis, "mask": mask}
         super().__init__(self.layers, stage=stage, **when, **where)
         self.name = name
         self.variance_rtol = variance_rtol

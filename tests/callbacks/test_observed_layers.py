@@ -301,4 +301,5 @@ def test_all_of_it_can_be_said_on_the_command_line(monkeypatch):
     cli = LightningCLI(tiny.TinyMixedIn, run=False, seed_everything_default=False, args=arguments)
     (monitor,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, EffectiveRankMonitor)]
     assert (monitor.layers, monitor.name, monitor.every_n_train_steps) == (["encoder", "decoder"], "teacher", 100)
-    assert (monitor._read, monitor._mask) == (("input", ["hidden_states", -1], 1), "attention_mask")
+    assert (monitor.at, monitor.output, monitor.feature_axis) == ("input", ["hidden_states", -1], 1)
+    assert monitor.mask == "attention_mask"
