@@ -44,7 +44,8 @@ class LatentTraversal(LayerObserver):
     ``steps`` latents at a time. Random states are put back.
 
     Args:
-        layer: Dotted name of the submodule whose output the decoder takes.
+        layer: Dotted name of the submodule whose output the decoder takes, or of one inside the decoder, whose input is
+            then meant: a bottleneck attached ``before="decoder"``.
         output: Which tensor of several that the layer returns: an index, key, attribute, a path of them, or a
             function.
         feature_axis: Axis of the features; ``None`` for that of the layer.
@@ -135,7 +136,10 @@ class LatentTraversal(LayerObserver):
                 part.training = mode
 
     def _set_hooks(self, pl_module: LightningModule) -> None:
-        find_submodule(pl_module, self.decoder, "decoder")
+        decoder = find_submodule(pl_module, self.decoder, "decoder")
+        layer = find_submodule(pl_module, self.layer, "layer")
+        # A bottleneck in front of the decoder is part of it: the latents are what goes into that.
+        self.at = "input" if any(child is layer for child in decoder.modules()) else "output"
         super()._set_hooks(pl_module)
 
     def _wants(self, trainer: Trainer, split: str) -> bool:

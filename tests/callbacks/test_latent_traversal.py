@@ -86,6 +86,13 @@ def test_a_linear_decoder_shows_the_mean_and_multiples_of_deviation_times_direct
         assert_close(found, 255 * pixels)
 
 
+def test_in_front_of_the_decoder_the_latents_are_those_that_the_decoder_is_given(tmp_path):
+    torch.manual_seed(0)
+    module = attach_linear_bottleneck(tiny.TinyAutoencoder(), before="decoder", dim=tiny.DIM, depth=2, gain=0.5)
+    _, module, callback = fit(module=module, default_root_dir=tmp_path, max_epochs=1)
+    assert_close(callback.picture, expected_picture(module, tiny.rows(53, seed=2)))
+
+
 def test_files_beside_the_checkpoints_every_n_epochs_and_at_the_end_and_not_of_the_sanity_check(tmp_path):
     callback = LatentTraversal(image_shape=SHAPE, every_n_epochs=2)
     checkpoint = ModelCheckpoint(tmp_path / "checkpoints")
