@@ -31,6 +31,7 @@ class LayerObserver(Callback):
         output: Which tensor is meant if there are several.
         feature_axis: Axis of the features; ``None`` for that of the layer.
         mask: Where in the batch the mask of the positions that count is, or a function of the batch; ``None`` for all.
+        max_rows: At most so many rows of a batch count; ``None`` for all.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class LayerObserver(Callback):
         output: Any = None,
         feature_axis: int | None = None,
         mask: Any = None,
+        max_rows: int | None = None,
     ) -> None:
         self._layers = list(layers)
         self.at: End = at
         self.output = output
         self.feature_axis = feature_axis
         self.mask = mask
+        self.max_rows = max_rows
         self._taps: list[LayerTap] = []
         self._hooked = False
         self._compiled = 0
@@ -111,7 +114,9 @@ class LayerObserver(Callback):
             return
         modules = [find_submodule(pl_module, layer, "layer") for layer in self._layers]
         if [tap.module for tap in self._taps] != modules:
-            self._taps = [LayerTap(layer, self.at, self.output, self.feature_axis) for layer in self._layers]
+            self._taps = [
+                LayerTap(layer, self.at, self.output, self.feature_axis, self.max_rows) for layer in self._layers
+            ]
             self._compiled = 0
         for tap, module in zip(self._taps, modules, strict=True):
             tap.set(pl_module, module)

@@ -51,6 +51,7 @@ class LayerTap:
         end: Whether its output or its input is read.
         output: Which tensor is meant if there are several.
         feature_axis: Axis of the features; ``None`` for that of the layer.
+        max_rows: At most so many rows of a batch are taken in; ``None`` for all.
 
     Attributes:
         active: Whether rows are taken in.
@@ -61,9 +62,14 @@ class LayerTap:
     """
 
     def __init__(
-        self, layer: str = "", end: End = "output", output: Any = None, feature_axis: int | None = None
+        self,
+        layer: str = "",
+        end: End = "output",
+        output: Any = None,
+        feature_axis: int | None = None,
+        max_rows: int | None = None,
     ) -> None:
-        self.layer, self.output, self.feature_axis = layer, output, feature_axis
+        self.layer, self.output, self.feature_axis, self.max_rows = layer, output, feature_axis, max_rows
         self.end: End = end
         self.active = False  # all that compiled code looks at
         self.batch = Batch("")
@@ -136,7 +142,8 @@ class LayerTap:
         spectrum = self.spectra.get(key)
         if spectrum is None:
             # Fresh each time: a state made in inference mode cannot be used outside.
-            spectrum = self.spectra[key] = LatentSpectrum(rows.shape[-1]).to(home_of_spectra(rows.device))
+            spectrum = LatentSpectrum(rows.shape[-1], max_rows=self.max_rows).to(home_of_spectra(rows.device))
+            self.spectra[key] = spectrum
         if rows.shape[-1] != spectrum.dim:
             raise ValueError(
                 f"{self._where}: expected {spectrum.dim} features, as there were before in this epoch, got shape "

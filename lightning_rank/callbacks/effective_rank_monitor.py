@@ -71,6 +71,8 @@ class EffectiveRankMonitor(ScheduledObserver):
             dimension; where that is not clear it is refused.
         mask: Where in the batch a mask of the positions that count is found, such as ``"attention_mask"``, or a
             function of the batch; its shape is that of the positions, ``(B, T)``, or the first axes of it.
+        max_rows: At most so many rows of a batch count on each process, evenly spread over it; how many did is
+            ``rank/samples``. For latents with many positions; ``None`` takes all.
         stage: ``"validate"``, or ``"train"`` for training epochs although there is validation data.
         every_n_epochs: Measure every so many validations, or training epochs. A ``ModelCheckpoint`` or
             ``EarlyStopping`` that watches a rank has the first one at once, and sees the last one in between.
@@ -110,6 +112,7 @@ class EffectiveRankMonitor(ScheduledObserver):
         output: Which = None,
         feature_axis: int | None = None,
         mask: Which = None,
+        max_rows: int | None = None,
         stage: Stage = "validate",
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
@@ -125,7 +128,9 @@ class EffectiveRankMonitor(ScheduledObserver):
             raise ValueError(f"name: expected a name other than 'test' and 'train', got {name!r}")
         numerical_rank(torch.ones(1), variance_rtol=variance_rtol)  # refuses a bad threshold now
         when: Any = {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}
-        where: Any = {"at": at, "output": output, "feature_axis": feature_axis, "mask": mask}
+        if max_rows is not None:
+            check_least("max_rows", max_rows, 1, " or None")
+        where: Any = {"at": at, "output": output, "feature_axis": feature_axis, "mask": mask, "max_rows": max_rows}
         super().__init__(self.layers, stage=stage, **when, **where)
         self.name = name
         self.variance_rtol = variance_rtol

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rank import EffectiveRankMonitor
+from lightning_rank.metrics import LatentSpectrum
 
 
 class Module(LightningModule):
@@ -77,6 +78,19 @@ def test_every_position_is_a_row_and_the_layer_says_which_axis_holds_the_feature
     make, shape, axis = LAYOUTS[layout]
     net, x = make(), torch.randn(20, *shape)
     assert_spectrum(deviations("net", (x,), net), net.eval()(x).movedim(axis, -1))
+
+
+def test_a_share_of_the_rows_of_each_batch():
+    net, x = nn.Conv2d(1, 5, 3, padding=1), torch.randn(20, 1, 6, 7)
+    found, samples = deviations("net", (x,), net, max_rows=100)
+    expected = LatentSpectrum(5, feature_axis=1, max_rows=100)
+    for batch in x.split(8):
+        expected.update(net(batch))
+    # One row in four of 8 x 42, twice, and one in two of 4 x 42.
+    assert samples == expected.samples == 84 + 84 + 84
+    torch.testing.assert_close(found, expected.compute())
+    with pytest.raises(ValueError, match="max_rows: expected 1 or more or None, got 0"):
+        EffectiveRankMonitor(max_rows=0)
 
 
 def test_the_axis_can_be_said_and_has_to_be_where_nothing_decides():
