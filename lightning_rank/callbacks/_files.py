@@ -91,7 +91,9 @@ class SpectrumFiles:
         header, *lines = _read(path).decode().splitlines(keepends=True)
         if header.count(",") != dim + 1:
             return ""
-        return header + "".join(line for line in lines if int(line.split(",")[1]) <= self._last_step)
+        # The last one may have been torn when the run broke.
+        whole = [line for line in lines if line.endswith("\n") and line.count(",") == header.count(",")]
+        return header + "".join(line for line in whole if int(line.split(",")[1]) <= self._last_step)
 
 
 def _header(spectrum: Spectrum) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_rank.callbacks._samples import evaluation_loaders, valid_samples
+from lightning_rank.callbacks._samples import agreed_samples, evaluation_loaders, training_loaders
 from lightning_rank.callbacks._tap import Batch, LayerTap, home_of_spectra
 from lightning_rank.metrics import RowStatistics, synchronize
 from lightning_rank.nn.layer_axis import End
@@ -143,7 +143,13 @@ class LayerObserver(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take in what comes, save for the samples that fill up a distributed split."""
         if "train" in self._taking:
-            self._take(Batch("train", None, valid_samples(trainer.train_dataloader, batch_idx), self._masked(batch)))
+            valid = agreed_samples(training_loaders(trainer), batch_idx)
+            self._take(Batch("train", None, valid, self._masked(batch)))
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Whatever runs the same batch again, as LBFGS does, has no rows of its own."""
+        if pl_module.automatic_optimization:
+            self._pause()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -202,7 +208,7 @@ class LayerObserver(Callback):
     def _evaluate(self, trainer: Trainer, split: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if split in self._taking:
             loaders = evaluation_loaders(trainer)
-            valid = valid_samples(loaders[dataloader_idx], batch_idx)
+            valid = agreed_samples(getattr(loaders[dataloader_idx], "flattened", [loaders[dataloader_idx]]), batch_idx)
             self._take(Batch(split, dataloader_idx if len(loaders) > 1 else None, valid, self._masked(batch)))
 
     def _end(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
@@ -214,7 +220,12 @@ class LayerObserver(Callback):
                 self._complete(trainer, pl_module, split)
 
     def _masked(self, batch: Any) -> Tensor | None:
-        return None if self.mask is None else select_tensor(batch, self.mask, "mask: batch")
+        if self.mask is None:
+            return None
+        mask = select_tensor(batch, self.mask, "mask: batch")
+        if mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError("mask: expected 1 where a position counts and 0 elsewhere, got other numbers")
+        return mask
 
     def _take(self, batch: Batch) -> None:
         for tap in self._taps:

@@ -1,6 +1,6 @@
 """Which samples of a batch are a process's own: distributed samplers repeat some, to give each process as many."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
@@ -44,6 +44,18 @@ def valid_samples(loader: Any, batch_idx: int) -> Valid | None:
     own = len(range(sampler.rank, len(cast(Sized, sampler.dataset)), sampler.num_replicas))
     valid = max(0, min(batch, own - start))
     return (None if batches is None else batch, valid) if valid < batch else None
+
+
+def agreed_samples(loaders: Sequence[Any], batch_idx: int) -> Valid | None:
+    """The same of several loaders, each of which gives a part of the batch; ``None`` where they disagree."""
+    found = {valid_samples(loader, batch_idx) for loader in loaders}
+    return found.pop() if len(found) == 1 else None
+
+
+def training_loaders(trainer: Trainer) -> list[Any]:
+    """The dataloaders that a training batch comes from."""
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else combined.flattened
 
 
 def no_validation(trainer: Trainer) -> bool:

@@ -20,11 +20,11 @@ class _Known(Metric):
 
     def __init__(self, value: float) -> None:
         super().__init__(sync_on_compute=False)
-        self.add_state("value", torch.tensor(torch.nan))
+        self.add_state("value", torch.tensor(torch.nan, dtype=torch.float32))
         self.update(value)
 
     def update(self, value: float) -> None:
-        self.value = torch.tensor(value)
+        self.value = torch.tensor(value, dtype=torch.float32)
 
     def compute(self) -> Tensor:
         return self.value

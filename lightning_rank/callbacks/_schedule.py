@@ -41,8 +41,8 @@ class ScheduledObserver(LayerObserver):
         """Number of the validation that begins, from 1, counted through all fits that make one run."""
         raise NotImplementedError
 
-    def _awaited(self, trainer: Trainer) -> bool:
-        """Whether somebody needs a validation to be observed that is not due."""
+    def _awaited(self, trainer: Trainer, split: str) -> bool:
+        """Whether somebody needs a split to be observed that is not due."""
         raise NotImplementedError
 
     def _wants(self, trainer: Trainer, split: str) -> bool:
@@ -54,11 +54,11 @@ class ScheduledObserver(LayerObserver):
             return True
         if self.stage != "validate":
             return False
-        return self._next_validation() % self.every_n_epochs == 0 or self._awaited(trainer)
+        return self._next_validation() % self.every_n_epochs == 0 or self._awaited(trainer, split)
 
     def _wants_epoch(self, trainer: Trainer) -> bool:
         """Whether this training epoch is wanted: because it was said, or for want of validations."""
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 or self._awaited(trainer, "train")
         if self.stage == "train":
             return due
         if no_validation(trainer):

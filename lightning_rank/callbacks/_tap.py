@@ -182,6 +182,16 @@ class LayerTap:
         self.axis = samples[0].ndim
         samples = samples[: self._valid(len(samples))]
         rows = [sample.reshape(-1, sample.shape[-1]) for sample in samples]
+        mask = self.batch.mask
+        if mask is not None and (mask.ndim > 2 or len(mask) < len(rows) or mask[0].numel() < max(map(len, rows)) > 1):
+            raise ValueError(
+                f"mask: expected shape (B, T) or (B,) where {self._where} has nested tensors, got {tuple(mask.shape)}"
+            )
+        if mask is not None:
+            # Of a sequence without its padding, the first positions.
+            kept = mask.bool()
+            parts = [kept[i].expand(len(row)) if kept.ndim == 1 else kept[i] for i, row in enumerate(rows)]
+            rows = [row[part[: len(row)].to(row.device)] for part, row in zip(parts, rows, strict=True)]
         return samples, torch.cat(rows) if rows else latents.unbind()[0][:0]
 
     def _valid(self, n: int) -> int:

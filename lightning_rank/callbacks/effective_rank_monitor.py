@@ -124,8 +124,10 @@ class EffectiveRankMonitor(ScheduledObserver):
         check_choice("at", at, End)
         if log_spectrum_every_n_epochs not in (None, "auto"):
             check_least("log_spectrum_every_n_epochs", log_spectrum_every_n_epochs, 1, ", 'auto' or None")
-        if name is not None and (not isinstance(name, str) or name in ("", "test", "train")):
-            raise ValueError(f"name: expected a name other than 'test' and 'train', got {name!r}")
+        if name is not None and (
+            not str(name).isprintable() or set(str(name)) & set("/ ") or name in ("", "test", "train")
+        ):
+            raise ValueError(f"name: expected a word without spaces and slashes, not 'test' or 'train', got {name!r}")
         numerical_rank(torch.ones(1), variance_rtol=variance_rtol)  # refuses a bad threshold now
         when: Any = {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}
         if max_rows is not None:
@@ -135,16 +137,16 @@ class EffectiveRankMonitor(ScheduledObserver):
         self.name = name
         self.variance_rtol = variance_rtol
         self.log_spectrum_every_n_epochs: Every = log_spectrum_every_n_epochs
-        what = "latents" if at == "output" else "input"
-        self._keys = Keys(self.layers, not isinstance(layer, str), name, what)
+        self._listed = len(self.layers) == 1 and not isinstance(layer, str)
+        self._keys = Keys(self.layers, not isinstance(layer, str), name, "latents" if at == "output" else "input")
         self._curve = RankCurve(self.layers, self._keys)
         self._report: SpectrumReport | None = None
 
     @property
     def state_key(self) -> str:
         """Two monitors keep their states apart."""
-        name = {} if self.name is None else {"name": self.name}
-        return self._generate_state_key(layers=self.layers, **name)
+        own: dict[str, Any] = {"name": self.name, "input": self.at == "input", "listed": self._listed}
+        return self._generate_state_key(layers=self.layers, **{key: value for key, value in own.items() if value})
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -179,22 +181,18 @@ class EffectiveRankMonitor(ScheduledObserver):
         self._curve.history.validations += 1
         return self._curve.history.validations
 
-    def _awaited(self, trainer: Trainer) -> bool:
-        """Whether a rank is watched and there is none yet, for which ModelCheckpoint and EarlyStopping would raise."""
+    def _awaited(self, trainer: Trainer, split: str) -> bool:
+        """Whether a rank is watched and there is none yet, for which whoever watches it would raise."""
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        watched = [str(getattr(callback, "monitor", None)) for callback in callbacks]
-        return "validate" not in self._curve.measured and any(
-            key.startswith(tuple(self._keys.prefixes)) for key in watched
-        )
+        watched = [str(getattr(other, "monitor", None)) for other in (*callbacks, *trainer.lr_scheduler_configs)]
+        ours = any(key.startswith(tuple(self._keys.prefixes)) for key in watched)
+        return ours and split not in self._curve.measured
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on from the curve of the checkpoint, if one was loaded."""
         self._curve.start()
-        rows = self._curve.history.rows
-        last_step = rows[-1].step if rows else None
-        self._report = SpectrumReport(
-            trainer, self.log_spectrum_every_n_epochs, last_step, self._keys, self.variance_rtol
-        )
+        every, rows = self.log_spectrum_every_n_epochs, self._curve.history.rows
+        self._report = SpectrumReport(trainer, every, rows[-1].step if rows else None, self._keys, self.variance_rtol)
         super().on_train_start(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,11 +14,13 @@ class LayerFeatures(NamedTuple):
             by something that moves them.
         dim: How many there are; ``None`` if the layer does not say.
         ndim: Number of axes that such a layer works on; ``None`` if it works on several.
+        usual: The axis that the layer itself works on, where ``axis`` is ``None``.
     """
 
     axis: int | None
     dim: int | None = None
     ndim: int | None = None
+    usual: int | None = None
 
 
 def resolve_feature_axis(
@@ -59,7 +61,9 @@ def resolve_feature_axis(
     if width is None and beside is not None:
         width = beside.dim
     fitting = [axis for axis in (1, last) if shape[axis] == width]
-    if len(fitting) == 1:
+    # A width that a layer was taken to have is believed on the axis that such a layer works on only.
+    doubtful = dim is None and beside is not None and beside.usual == -1 and fitting == [1]
+    if len(fitting) == 1 and not doubtful:
         return fitting[0]
     if beside is not None and beside.axis is not None and beside.ndim in (None, ndim):
         decides = beside.dim in (None, width) if fitting else width is None

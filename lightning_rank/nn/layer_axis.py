@@ -42,7 +42,7 @@ def layer_features(module: nn.Module, end: End = "output") -> LayerFeatures | No
     for leaf, in_order in _leaves(module, end):
         if isinstance(leaf, _KNOWN):
             found = _features(leaf, end)
-            return found if in_order else found._replace(axis=None)
+            return found if in_order else found._replace(axis=None, usual=found.axis)
         if type(leaf).__module__ in _SAME_CHANNELS:
             pooled = LayerFeatures(axis=1)
         elif not _passes(leaf):
@@ -59,14 +59,19 @@ def features_beside(root: nn.Module, layer: nn.Module, end: End = "output") -> L
         LayerFeatures(axis=1, dim=8, ndim=4)
     """
     found = layer_features(layer, end)
-    if found is not None or not (end == "input" or _passes(layer)):
+    if found is not None or not (end == "input" or all(_passes(leaf) for leaf, _ in _leaves(layer, end))):
         return found
-    for parent in root.modules():
-        if isinstance(parent, nn.Sequential):
-            steps = list(parent)
-            position = next((index for index, step in enumerate(steps) if step is layer), 0)
-            found = found or layer_features(nn.Sequential(*steps[:position]))
-    return found
+    names = [name for name, module in root.named_modules() if module is layer]
+    parent, _, step = names[0].rpartition(".") if names else ("", "", "")
+    while step:
+        holder = root.get_submodule(parent)
+        if type(holder).forward is not nn.Sequential.forward:
+            break
+        in_front = list(holder._modules)[: list(holder._modules).index(step)]
+        if in_front:
+            return layer_features(nn.Sequential(*(holder.get_submodule(name) for name in in_front)))
+        parent, _, step = parent.rpartition(".")
+    return LayerFeatures(axis=None)  # it may be behind anything
 
 
 def _passes(leaf: nn.Module) -> bool:

@@ -276,3 +276,22 @@ def test_pictures_are_counted_from_the_last(at_once, expected):
                 drawn.append(occasion)
     assert drawn == expected
     assert not Due(None).now()
+
+
+def test_every_second_training_epoch_beside_whoever_waits_for_each():
+    monitor = EffectiveRankMonitor("encoder", stage="train", every_n_epochs=2)
+    stopping = EarlyStopping("rank/train/effective", check_on_train_epoch_end=True, patience=9)
+    tiny.trainer(callbacks=[monitor, stopping], max_epochs=4).fit(tiny.TinyAutoencoder(), tiny.loader())
+    assert [row["epoch"] for row in monitor.history] == [0, 1, 3]
+
+
+def test_a_scheduler_that_waits_for_the_rank():
+    class Plateau(tiny.TinyAutoencoder):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), 1e-2)
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "rank/effective"}}
+
+    monitor = EffectiveRankMonitor("encoder", every_n_epochs=2)
+    tiny.trainer(callbacks=[monitor], max_epochs=4).fit(Plateau(), tiny.loader(), tiny.loader(20, 10))
+    assert [row["epoch"] for row in monitor.history] == [0, 1, 3]

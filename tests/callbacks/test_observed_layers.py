@@ -13,8 +13,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 from lightning_rank import EffectiveRankMonitor
+from lightning_rank.callbacks._samples import agreed_samples
 from lightning_rank.metrics import LatentSpectrum
 
 
@@ -78,6 +80,89 @@ def test_every_position_is_a_row_and_the_layer_says_which_axis_holds_the_feature
     make, shape, axis = LAYOUTS[layout]
     net, x = make(), torch.randn(20, *shape)
     assert_spectrum(deviations("net", (x,), net), net.eval()(x).movedim(axis, -1))
+
+
+class Attributes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv1d(1, 5, 3), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.conv(x))
+
+
+class Gated(nn.Module):
+    """The layer that was added last is not the one that makes the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.gate = nn.Linear(6, 8), nn.Linear(6, 16)
+
+    def forward(self, x):
+        return self.up(x) * self.gate(x).amax(-1, keepdim=True)
+
+
+def test_behind_a_convolution_at_some_distance():
+    x = torch.randn(24, 1, 16)
+    net = nn.Sequential(nn.Conv1d(1, 5, 3), nn.Sequential(nn.ReLU(), nn.Dropout(0.1)))
+    for layer in ("net.1", "net.1.0"):
+        assert_spectrum(deviations(layer, (x,), net), net.eval()(x).movedim(1, -1))
+    for net, data in ((Attributes(), x), (Gated(), torch.randn(24, 16, 6))):
+        layer = "net.act" if isinstance(net, Attributes) else "net"
+        with pytest.raises(ValueError, match=f"layer='{layer}': feature_axis: expected to see which axis"):
+            deviations(layer, (data,), net)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+def test_a_mask_holds_for_nested_tensors_too():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    net, x = nn.TransformerEncoder(layer, 2), torch.randn(16, 5, 8)
+    padded, first = torch.zeros(2, 16, 5, dtype=torch.bool)
+    padded[:, 4], padded[0, 4], first[:, 0] = True, False, True
+
+    def step(net, batch):
+        return net(batch[0], src_key_padding_mask=batch[1])
+
+    found = [deviations(of, (x, padded, first), net, step=step, mask=2) for of in ("net", "net.layers.1")]
+    assert [samples for _, samples in found] == [16, 16]
+    torch.testing.assert_close(found[0][0], found[1][0])
+    _, samples = deviations("net.layers.1", (x, padded, ~padded), net, step=step, mask=2)
+    assert samples == 65
+
+
+def test_a_mask_of_other_numbers_is_refused():
+    added = torch.zeros(16, 5)
+    added[:, 3:] = -torch.inf
+    with pytest.raises(ValueError, match="mask: expected 1 where a position counts and 0 elsewhere"):
+        deviations("net", (torch.randn(16, 5, 8), added), nn.Linear(8, 3), mask=1)
+
+
+def test_closures_that_run_a_batch_again_add_no_rows():
+    class Quadratic(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            return (self.net(batch[0]) - 1).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), max_iter=5)
+
+    monitor = EffectiveRankMonitor("net", stage="train")
+    loader = DataLoader(TensorDataset(torch.randn(40, 4)), 10)
+    tiny.trainer(callbacks=[monitor], max_epochs=1).fit(Quadratic(), loader)
+    assert monitor.history[0]["rank/train/samples"] == 40
+
+
+def test_two_monitors_of_one_layer_with_keys_of_their_own():
+    monitors = [EffectiveRankMonitor("net"), EffectiveRankMonitor(["net"]), EffectiveRankMonitor("net", name="a")]
+    trainer = tiny.trainer(callbacks=[*monitors, EffectiveRankMonitor("net", at="input", name="b")])
+    data = DataLoader(TensorDataset(torch.randn(16, 4)), 8)
+    (metrics,) = trainer.validate(Module(nn.Linear(4, 3)), data, verbose=False)
+    assert {"rank/effective", "rank/net/effective", "rank/a/effective", "rank/b/effective"} <= set(metrics)
+    with pytest.raises(ValueError, match="name: expected a word without spaces and slashes"):
+        EffectiveRankMonitor("net", name="a b")
 
 
 def test_a_share_of_the_rows_of_each_batch():
@@ -192,7 +277,7 @@ def test_a_mask_of_samples_masks_all_their_positions_and_one_of_another_shape_is
     with pytest.raises(
         ValueError, match=r"mask: expected shape \(8, 9\), the positions of layer='net' .* got \(8, 2\)"
     ):
-        deviations("net", (x, keep), net, mask=lambda batch: batch[0][:, :, 0])
+        deviations("net", (x, keep), net, mask=lambda batch: batch[0][:, :, 0] > 0)
 
 
 def padded(mask):
@@ -317,3 +402,12 @@ def test_all_of_it_can_be_said_on_the_command_line(monkeypatch):
     assert (monitor.layers, monitor.name, monitor.every_n_train_steps) == (["encoder", "decoder"], "teacher", 100)
     assert (monitor.at, monitor.output, monitor.feature_axis) == ("input", ["hidden_states", -1], 1)
     assert monitor.mask == "attention_mask"
+
+
+def test_of_several_loaders_of_a_batch_the_padding_counts_that_all_have():
+    def loader(n):
+        return DataLoader(range(n), 4, sampler=DistributedSampler(range(n), 2, 1, shuffle=False))
+
+    assert agreed_samples([loader(23)], 2) == (4, 3)
+    assert agreed_samples([loader(23), loader(23)], 2) == (4, 3)
+    assert agreed_samples([loader(23), loader(24)], 2) is None
