@@ -188,12 +188,15 @@ class DepthScaledLR(Callback):
 
     def _split(self, optimizer: Any, pl_module: LightningModule) -> SplitOptimizer:
         kind, linear = type(optimizer).__name__, _linear_groups(pl_module, self.multiplier)
+        split = None
         try:
             split = SplitOptimizer(optimizer, linear, self.tie)
             self._undo.callback(split.end)
             scaled = [group for group in split.linear_groups if group[MULTIPLIER_KEY] != 1]
             response = response_to_learning_rate(wrapped(optimizer)[-1], scaled[0]) if scaled else None
         except ValueError as error:
+            if split is not None:
+                split.take_back()
             raise MisconfigurationException(
                 f"DepthScaledLR: {error}, so the linear layers cannot have a learning rate of their own. Leave the "
                 "callback out: build the optimizer over depth_scaled_param_groups(self, lr) where it takes several "

@@ -51,10 +51,12 @@ class SplitOptimizer:
                 "param groups: their learning rates are scaled by depth already (depth_scaled_param_groups); use "
                 "either that function or the DepthScaledLR callback"
             )
-        chain = wrapped(optimizer)
-        self._hyper_parameters = {key for member in chain for key in _hyper_parameters(member)}
+        self._before = [(group, dict(group)) for group in optimizer.param_groups]
+        groups = [*map(id, optimizer.param_groups)]
+        self._chain = [member for member in wrapped(optimizer) if [*map(id, member.param_groups)] == groups]
+        self._hyper_parameters = {key for member in self._chain for key in _hyper_parameters(member)}
         self.split()
-        for member in chain:
+        for member in self._chain:
             # A wrapper may do without torch's constructor, and so without hooks; what is inside has them.
             if "_optimizer_load_state_dict_pre_hooks" in vars(member):
                 self._undo.append(member.register_step_pre_hook(self._before_step).remove)
@@ -76,6 +78,9 @@ class SplitOptimizer:
             return
         for parameter in (parameter for group in self.groups for parameter in group["params"]):
             self._place.setdefault(id(parameter), len(self._place))
+        if not self._place.keys() & self._owner.keys():
+            return
+        check_groups_can_be_added(self.optimizer)
         users, linear = arranged(self.groups)
         for position, user in enumerate(users):
             linear += self._split_off(user, position)
@@ -126,6 +131,14 @@ class SplitOptimizer:
         while self._undo:
             self._undo.pop()()
 
+    def take_back(self) -> None:
+        """Leave the optimizer as it was given."""
+        self.end()
+        for group, before in self._before:
+            group.clear()
+            group.update(before)
+        self._set_groups([group for group, _ in self._before], [])
+
     def _split_off(self, user: dict[str, Any], position: int) -> Groups:
         params, names = user["params"], user.get("param_names")
         owners = [self._owner.get(id(parameter)) for parameter in params]
@@ -153,13 +166,9 @@ class SplitOptimizer:
             group.setdefault("name", owner.name if partner == "base" else f"{partner}/{owner.name}")
 
     def _set_groups(self, users: Groups, linear: Groups) -> None:
-        if linear:
-            check_groups_can_be_added(self.optimizer)
         self._known = users + linear
-        for member in wrapped(self.optimizer):
+        for member in self._chain:
             member.param_groups[:] = self._known
-        if [*map(id, self.groups)] != [*map(id, self._known)]:
-            raise ValueError(f"{type(self.optimizer).__name__} does not keep the param groups that it is given")
 
     def _place_of(self, parameter: Tensor) -> int:
         return self._place.get(id(parameter), len(self._place))

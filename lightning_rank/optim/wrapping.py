@@ -1,5 +1,6 @@
 """Optimizers that are built around another one, and the param groups that they share with it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import LBFGS
@@ -9,9 +10,9 @@ def wrapped(optimizer: Any) -> list[Any]:
     """The optimizer and those that it is built around, as SAM and Lookahead are; the outermost first."""
     chain = [optimizer]
     for outer in chain:
-        chain += [
-            value for value in vars(outer).values() if _is_optimizer(value) and not any(value is c for c in chain)
-        ]
+        for value in _held(vars(outer)):
+            if _is_optimizer(value) and all(value is not known for known in chain):
+                chain.append(value)
     return chain
 
 
@@ -24,10 +25,21 @@ def check_groups_can_be_added(optimizer: Any) -> None:
     kind, chain = type(optimizer).__name__, wrapped(optimizer)
     if any(isinstance(member, LBFGS) for member in chain):
         raise ValueError(f"{kind} takes one param group only")
+    if any(member.param_groups is not member.param_groups for member in chain):  # a property that makes a new list
+        raise ValueError(f"{kind} does not keep the param groups that it is given")
     groups = [*map(id, optimizer.param_groups)]
     for inner in chain[1:]:
         if [*map(id, inner.param_groups)] != groups:
             raise ValueError(f"{kind} does not share its param groups with the {type(inner).__name__} inside it")
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """What is in an attribute, or in the lists, tuples and dicts there."""
+    if type(value) in (list, tuple, dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _held(inner)
+    else:
+        yield value
 
 
 def _is_optimizer(value: Any) -> bool:
