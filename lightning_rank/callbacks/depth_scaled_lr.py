@@ -1,6 +1,7 @@
 """The callback that trains the linear layers at a learning rate scaled by their depth."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -202,7 +203,12 @@ class DepthScaledLR(Callback):
                 "callback out: build the optimizer over depth_scaled_param_groups(self, lr) where it takes several "
                 "groups and learning rates, or use another one"
             ) from error
-        if response is not None and response > _NO_RESPONSE:
+        if response is not None and math.isnan(response):
+            rank_zero_warn(
+                f"DepthScaledLR: {kind} did not move the linear layers in a trial: it does not update what is in its "
+                "param groups, so they will not train, or not at a learning rate of their own"
+            )
+        elif response is not None and response > _NO_RESPONSE:
             rank_zero_warn(
                 f"DepthScaledLR: {kind} does not follow the learning rates of its param groups: at half of it, the "
                 f"linear layers moved {response:.2f} times as far in a trial. Scaling it has little or no effect there"

@@ -268,3 +268,12 @@ def test_nothing_is_said_of_an_optimizer_that_only_steps_with_a_closure():
             return super().step(closure)
 
     fit(built(lambda module: WithClosure(module.parameters(), lr=1e-2), Unscheduled), DepthScaledLR())
+
+
+def test_an_optimizer_that_moves_nothing_is_told():
+    class Nothing(torch.optim.SGD):
+        def step(self, closure=None):
+            return closure() if closure else None
+
+    with pytest.warns(UserWarning, match="Nothing did not move the linear layers in a trial"):
+        fit(built(lambda module: Nothing(module.parameters(), lr=1e-2), Unscheduled), DepthScaledLR())
