@@ -43,8 +43,9 @@ class DepthScaledLR(Callback):
     the user put there. For other options for the linear layers, give them a group of their own.
 
     Count groups from the front, since the linear ones are last; ``LearningRateMonitor`` shows them by name (``base``
-    and that of the bottleneck). Schedulers may be built before, in or after ``configure_optimizers``, with a value for
-    each group of the user's where they take a list, and ``get_last_lr`` tells what is applied.
+    and that of the bottleneck). Schedulers may be built before, in or after ``configure_optimizers``. They see the
+    groups of the user's, so their lists have a value for each of those, and ``get_last_lr`` tells what is applied to
+    all.
 
     Weight decay keeps its end-to-end strength. Decoupled (AdamW), and coupled under plain SGD, it shrinks each of the
     ``N`` layers by :math:`1 - \eta\lambda/N` a step, so their product by
@@ -72,8 +73,8 @@ class DepthScaledLR(Callback):
 
     Args:
         multiplier: ``"inverse_depth"`` for 1/depth of each bottleneck, or one number for all.
-        tie: Whether to set the linear learning rates before each step. ``False`` only splits the groups and leaves
-            their learning rates to the scheduler.
+        tie: Whether to set the linear learning rates before each step. ``False`` only splits the groups: the
+            linear ones keep the learning rate they begin with until something else sets it, which schedulers do not.
 
     Raises:
         TypeError: ``multiplier`` is neither a number nor ``"inverse_depth"``.
@@ -133,7 +134,7 @@ class DepthScaledLR(Callback):
         for name, child in pl_module.named_modules():
             if isinstance(child, LinearBottleneck):
                 expect_gradients(child, plain_name(name))
-        self._settle(trainer, pl_module, restored=True)
+        self._settle(trainer, pl_module)
         restored, now = self._restored_multipliers, self.state_dict()["multipliers"]
         if restored.keys() & now.keys():
             same = all(restored.get(name, multiplier) == multiplier for name, multiplier in now.items())
@@ -151,6 +152,12 @@ class DepthScaledLR(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Have the ratio right for whoever reads learning rates before the step."""
+        self._settle(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Have the ratio right after a scheduler of the user's own has stepped."""
         self._settle(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -175,7 +182,7 @@ class DepthScaledLR(Callback):
         """Remember what the checkpoint was trained with; what this callback was given holds."""
         self._restored_multipliers = dict(state_dict["multipliers"])
 
-    def _settle(self, trainer: Trainer, pl_module: LightningModule, restored: bool = False) -> None:
+    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Split the optimizers that are new, tie all, and fit their schedulers."""
         if self._schedulers is None:
             return
@@ -185,7 +192,7 @@ class DepthScaledLR(Callback):
                 self._optimizers.append(split := self._split(optimizer, pl_module))
             split.tie()
         for config in trainer.lr_scheduler_configs:
-            self._schedulers.fit(config.scheduler, restored)
+            self._schedulers.fit(config.scheduler)
 
     def _split(self, optimizer: Any, pl_module: LightningModule) -> SplitOptimizer:
         kind, linear = type(optimizer).__name__, _linear_groups(pl_module, self.multiplier)

@@ -1,28 +1,24 @@
-"""Schedulers of optimizers that are split: their lists, with a value for each group, and the rates that they report."""
+"""Schedulers of optimizers that are split: they see the user's groups, and report all rates that are applied."""
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_rank.optim.layout import PARTNER_KEY, times
-from lightning_rank.optim.param_groups import MULTIPLIER_KEY
 from lightning_rank.optim.splitting import SplitOptimizer
 
-_REPORTED = ("base_lrs", "_last_lr")
-_RATES = (*_REPORTED, "min_lrs", "max_lrs")
-_LISTS = (*_RATES, "lr_lambdas", "base_momentums", "max_momentums")
+#: What schedulers of torch keep for each group.
+_LISTS = ("base_lrs", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")
 
 
 class SplitSchedulers:
-    """Keeps schedulers right whose optimizers have other groups than the user made.
+    """Has schedulers built and stepped as if their optimizers were not split.
 
-    A scheduler may be built before its optimizer is split or afterwards, with a value for each group of the user's or
-    for each that there is. It reports the rates that are applied.
+    What they keep for each group, in lists of torch's or of their own, is for the groups that the user made. They
+    report the rates that are applied.
 
     Args:
         optimizers: The split ones; others may be added to the list.
@@ -30,40 +26,37 @@ class SplitSchedulers:
 
     def __init__(self, optimizers: list[SplitOptimizer]) -> None:
         self._optimizers = optimizers
-        # Of the groups that the lists of a scheduler have values for, which are the user's.
-        self._layouts: WeakKeyDictionary[Any, list[bool]] = WeakKeyDictionary()
 
-    def fit(self, scheduler: Any, restored: bool = False) -> None:
-        """Give the lists of a scheduler a value for each group there is.
+    def fit(self, scheduler: Any) -> None:
+        """Give the lists of a scheduler a value for each group of the user's, and let it report all that there are.
 
         Args:
             scheduler: Any of ``torch.optim.lr_scheduler``, those that hold others included.
-            restored: Whether its lists come from a checkpoint, as the groups of its optimizer do.
         """
         for inner in getattr(scheduler, "_schedulers", []):
-            self.fit(inner, restored)
+            self.fit(inner)
         split = self._split(getattr(scheduler, "optimizer", None))
-        if split is None:
+        if split is None or not split.linear_groups:
             return
-        users = [group for group in split.groups if PARTNER_KEY not in group]
+        users = split.groups[: -len(split.linear_groups)]
         now = [True] * len(users) + [False] * len(split.linear_groups)
-        known, self._layouts[scheduler] = self._layouts.get(scheduler, [True] * len(users)), now
         for name in _LISTS:
             values = getattr(scheduler, name, None)
-            layout = (restored and name != "lr_lambdas" and split.saved_layout) or known  # functions are not saved
-            if (layout == now and not restored) or not isinstance(values, list) or len(values) != len(layout):
+            if not isinstance(values, list) or not values or len(values) == len(users):
                 continue
-            values = [value for value, is_users in zip(values, layout, strict=True) if is_users]
-            for group in users[len(values) :]:
-                values.append(group["lr"] if name in _REPORTED else values[-1])
-            for group in split.linear_groups:
-                value = values[group[PARTNER_KEY]]
-                values.append(times(value, group[MULTIPLIER_KEY]) if name in _RATES else value)
-            setattr(scheduler, name, values)
+            # Those of a checkpoint of 0.1 have values for the linear groups, too.
+            for layout in (split.saved_layout or [], now):
+                if len(values) == len(layout) > len(users):
+                    values = [value for value, is_users in zip(values, layout, strict=True) if is_users]
+            added = [group["lr"] if name == "base_lrs" else values[-1] for group in users[len(values) :]]
+            setattr(scheduler, name, values + added)
+        if hasattr(scheduler, "_last_lr"):
+            rates = [group["lr"] for group in split.groups]
+            scheduler._last_lr = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Meanwhile fit every scheduler that is built or steps, in this process."""
+        """Meanwhile show the user's groups to every scheduler that is built or steps, in this process."""
         methods = {"__init__": self._building, "step": self._stepping}
         originals = [
             (cls, name, vars(cls)[name])
@@ -82,21 +75,22 @@ class SplitSchedulers:
     def _split(self, optimizer: Any) -> SplitOptimizer | None:
         """What is known of an optimizer, of one that it wraps or of Lightning's wrapper: they share their groups."""
         groups = getattr(optimizer, "param_groups", None)
-        return next((split for split in self._optimizers if split.groups is groups), None)
+        return next((split for split in self._optimizers if split.shows(groups)), None)
 
     def _building(self, original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
         def build(scheduler: Any, *args: Any, **kwargs: Any) -> None:
+            split = self._split(kwargs.get("optimizer", args[0] if args else None))
             try:
-                original(scheduler, *args, **kwargs)
-            except ValueError:
-                split = self._split(kwargs.get("optimizer", args[0] if args else None))
+                with split.without_linear_groups() if split else nullcontext():
+                    original(scheduler, *args, **kwargs)
+            except ValueError as error:
                 if split is None or not split.linear_groups:
                     raise
-                # It may have been given a value for each group of the user's.
-                with split.users_groups():
+                try:  # it may have been given a value for each group there is
                     original(scheduler, *args, **kwargs)
-                    self.fit(scheduler)
+                except ValueError:
+                    raise error from None
             self.fit(scheduler)
 
         return build
@@ -105,12 +99,10 @@ class SplitSchedulers:
         @functools.wraps(original)
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             self.fit(scheduler)
-            result = original(scheduler, *args, **kwargs)
             split = self._split(getattr(scheduler, "optimizer", None))
-            if split is not None and hasattr(scheduler, "_last_lr"):
-                split.tie()
-                rates = [group["lr"] for group in split.groups]
-                scheduler._last_lr = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
+            with split.without_linear_groups() if split else nullcontext():
+                result = original(scheduler, *args, **kwargs)
+            self.fit(scheduler)
             return result
 
         return step

@@ -96,6 +96,27 @@ class SplitOptimizer:
         for group in self.linear_groups if self.tied else []:
             _follow(group, self.groups[group[PARTNER_KEY]], self._hyper_parameters)
 
+    def shows(self, groups: Any) -> bool:
+        """Whether this is the list of param groups of the optimizer, or of one that it is built around."""
+        return any(member.param_groups is groups for member in self._chain)
+
+    @contextmanager
+    def without_linear_groups(self) -> Iterator[None]:
+        """Hide the linear groups for a moment, and tie them afterwards."""
+        self.split()
+        if self._users_turn or not self.linear_groups:
+            yield
+            return
+        users, linear = arranged(self.groups)
+        self._set_groups(users, [])
+        self._users_turn = True
+        try:
+            yield
+        finally:
+            self._users_turn = False
+            self._set_groups(users, linear)
+            self.tie()
+
     @contextmanager
     def users_groups(self) -> Iterator[None]:
         """Let the optimizer have for a moment the groups that the user made, and split what it has afterwards."""

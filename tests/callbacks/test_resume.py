@@ -278,7 +278,7 @@ def test_a_checkpoint_with_linear_groups_right_behind_their_partners_resumes_as_
     rates = [(1e-2 * 0.9**8, 2e-2 * 0.9**8), *((1e-2 * 0.9**step, 2e-2 * 0.8**step) for step in range(9, 12))]
     assert lrs.steps == [pytest.approx([one, other, one / 4, other / 4], rel=1e-12) for one, other in rates]
     (scheduler,) = trainer.lr_scheduler_configs
-    assert scheduler.scheduler.base_lrs == [1e-2, 2e-2, 2.5e-3, 5e-3]
+    assert scheduler.scheduler.base_lrs == [1e-2, 2e-2]
     assert [group["depth_partner"] for group in trainer.optimizers[0].param_groups[2:]] == [0, 1]
 
 
