@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,7 +23,7 @@ from lightning_rank.optim.param_groups import (
 from lightning_rank.optim.response import response_to_learning_rate
 from lightning_rank.optim.scheduling import SplitSchedulers
 from lightning_rank.optim.splitting import SplitOptimizer
-from lightning_rank.optim.wrapping import wrapped
+from lightning_rank.optim.wrapping import replaced, wrapped
 
 #: Half the learning rate moves a layer half as far where the update follows it, else as far: the limit between.
 _NO_RESPONSE = 0.75
@@ -122,12 +122,12 @@ class DepthScaledLR(Callback):
             self._check_bottlenecks(trainer, pl_module)
             self._settle(trainer, pl_module)
 
-        self._undo.enter_context(_replaced(trainer.strategy, "setup_optimizers", setup_and_split))
+        self._undo.enter_context(replaced(trainer.strategy, "setup_optimizers", setup_and_split))
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if hasattr(callback, "finetune_function"):
                 # It adds groups, keeps account of them, and finds them again by their index from the end.
                 in_users_groups = functools.partial(self._in_users_groups, callback.on_train_epoch_start)
-                self._undo.enter_context(_replaced(callback, "on_train_epoch_start", in_users_groups))
+                self._undo.enter_context(replaced(callback, "on_train_epoch_start", in_users_groups))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over what was saved before, and say so if it was trained with other multipliers."""
@@ -190,6 +190,7 @@ class DepthScaledLR(Callback):
             split = next((split for split in self._optimizers if split.optimizer is optimizer), None)
             if split is None:
                 self._optimizers.append(split := self._split(optimizer, pl_module))
+            split.come_last()
             split.tie()
         for config in trainer.lr_scheduler_configs:
             self._schedulers.fit(config.scheduler)
@@ -248,18 +249,6 @@ class DepthScaledLR(Callback):
         self._undo.close()
         self._schedulers = None
         self._optimizers.clear()
-
-
-@contextmanager
-def _replaced(instance: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of an instance, which may have had its own or that of its class."""
-    own = {name: vars(instance)[name]} if name in vars(instance) else {}
-    setattr(instance, name, value)
-    try:
-        yield
-    finally:
-        delattr(instance, name)
-        vars(instance).update(own)
 
 
 def _linear_groups(pl_module: LightningModule, multiplier: Multiplier) -> list[LinearGroup]:

@@ -7,7 +7,7 @@ multiplier, set from there right before the parameters change, whoever set the p
 
 import inspect
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_rank.optim.layout import PARTNER_KEY, SCALED, Groups, arranged, in_layout_of, times
 from lightning_rank.optim.param_groups import MULTIPLIER_KEY, LinearGroup
-from lightning_rank.optim.wrapping import check_groups_can_be_added, wrapped
+from lightning_rank.optim.wrapping import check_groups_can_be_added, replaced, wrapped
 
 _PER_PARAMETER = {"params", "param_names"}
 
@@ -45,7 +45,7 @@ class SplitOptimizer:
         self._place: dict[int, int] = {}  # of each parameter, in the order in which the user gave them
         self._known: Groups = []  # the groups as they were split last
         self._users_turn = False
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
         if any(MULTIPLIER_KEY in group and PARTNER_KEY not in group for group in optimizer.param_groups):
             raise RuntimeError(
                 "param groups: their learning rates are scaled by depth already (depth_scaled_param_groups); use "
@@ -56,11 +56,15 @@ class SplitOptimizer:
         self._chain = [member for member in wrapped(optimizer) if [*map(id, member.param_groups)] == groups]
         self._hyper_parameters = {key for member in self._chain for key in _hyper_parameters(member)}
         self.split()
-        for member in self._chain:
-            # A wrapper may do without torch's constructor, and so without hooks; what is inside has them.
-            if "_optimizer_load_state_dict_pre_hooks" in vars(member):
-                self._undo.append(member.register_step_pre_hook(self._before_step).remove)
-                self._undo.append(member.register_load_state_dict_pre_hook(self._before_load).remove)
+        # A wrapper may do without torch's constructor, and so without hooks; what is inside has them.
+        hooked = [member for member in self._chain if "_optimizer_load_state_dict_pre_hooks" in vars(member)]
+        self._hooks = [(member, member.register_step_pre_hook(self._before_step)) for member in hooked]
+        handles = [handle for _, handle in self._hooks]
+        for handle in (*handles, *(member.register_load_state_dict_pre_hook(self._before_load) for member in hooked)):
+            self._undo.callback(handle.remove)
+        if not hooked:  # no class of torch's
+            for name, method in {"step": self._stepping, "load_state_dict": self._loading}.items():
+                self._undo.enter_context(replaced(optimizer, name, method(getattr(optimizer, name))))
 
     @property
     def groups(self) -> Groups:
@@ -95,6 +99,13 @@ class SplitOptimizer:
         self.split()
         for group in self.linear_groups if self.tied else []:
             _follow(group, self.groups[group[PARTNER_KEY]], self._hyper_parameters)
+
+    def come_last(self) -> None:
+        """Tie after what others do before a step."""
+        for member, handle in self._hooks:
+            hooks = member._optimizer_step_pre_hooks
+            if handle.id in hooks and next(reversed(hooks)) != handle.id:
+                hooks.move_to_end(handle.id)
 
     def shows(self, groups: Any) -> bool:
         """Whether this is the list of param groups of the optimizer, or of one that it is built around."""
@@ -149,8 +160,7 @@ class SplitOptimizer:
 
     def end(self) -> None:
         """Leave the groups as they are, and their learning rates to whoever sets them."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
     def take_back(self) -> None:
         """Leave the optimizer as it was given."""
@@ -198,6 +208,21 @@ class SplitOptimizer:
         self.split()
         self.saved_layout = [MULTIPLIER_KEY not in group for group in state_dict["param_groups"]]
         return in_layout_of(self.groups, state_dict, self._place_of) if self.linear_groups else None
+
+    def _stepping(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def tie_then_step(*args: Any, **kwargs: Any) -> Any:
+            given = ((self.optimizer, *args), kwargs)
+            (_, *rest), options = self._before_step(self.optimizer, *given) or given
+            return step(*rest, **options)
+
+        return tie_then_step
+
+    def _loading(self, load_state_dict: Callable[..., Any]) -> Callable[..., Any]:
+        def load_then_split(*args: Any, **kwargs: Any) -> None:
+            load_state_dict(*args, **kwargs)
+            self._known = []
+
+        return load_then_split
 
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Tie, and again after the closure, in which Lightning runs the training step and most of its hooks."""

@@ -1,6 +1,7 @@
 """Optimizers that are built around another one, and the param groups that they share with it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.optim import LBFGS
@@ -31,6 +32,18 @@ def check_groups_can_be_added(optimizer: Any) -> None:
     for inner in chain[1:]:
         if [*map(id, inner.param_groups)] != groups:
             raise ValueError(f"{kind} does not share its param groups with the {type(inner).__name__} inside it")
+
+
+@contextmanager
+def replaced(instance: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of an instance, which may have had its own or that of its class."""
+    own = {name: vars(instance)[name]} if name in vars(instance) else {}
+    setattr(instance, name, value)
+    try:
+        yield
+    finally:
+        delattr(instance, name)
+        vars(instance).update(own)
 
 
 def _held(value: Any) -> Iterator[Any]:

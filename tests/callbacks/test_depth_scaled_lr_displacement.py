@@ -186,3 +186,75 @@ def test_an_optimizer_that_replaces_another_is_split_too(where, step):
     rates = [1e-2] * step + [3e-2] * (8 - step)
     steps = displaced(Replacing(where), DepthScaledLR())
     torch.testing.assert_close(steps, [(rate, rate / 4) for rate in rates], rtol=1e-3, atol=0)
+
+
+class OfNoClass:
+    """An optimizer without torch's class, and so without hooks."""
+
+    def __init__(self, params, lr):
+        self.param_groups, self.defaults, self.state = [{"params": list(params), "lr": lr}], {"lr": lr}, {}
+
+    def zero_grad(self, set_to_none=True):
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            parameter.grad = None
+
+    def step(self, closure=None):
+        loss = closure() if closure else None
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.sub_(parameter.grad * group["lr"])
+        return loss
+
+    def state_dict(self):
+        return {"param_groups": [{"lr": group["lr"]} for group in self.param_groups]}
+
+    def load_state_dict(self, state_dict):
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            group |= saved
+
+
+def made(cls, optimizer):
+    torch.manual_seed(0)
+    model = attach_linear_bottleneck(cls(), dim=tiny.DIM, depth=4, gain=1.0)
+    model.configure_optimizers = lambda: optimizer(model.parameters(), lr=1e-2)
+    return model
+
+
+def test_an_optimizer_without_hooks_is_tied_after_the_closure_and_left_as_it_was():
+    class InTheStep(tiny.TinyAutoencoder):
+        def training_step(self, batch, batch_idx):
+            self.trainer.optimizers[0].param_groups[0]["lr"] = 1e-2 * (self.global_step + 1)
+            return super().training_step(batch, batch_idx)
+
+        def on_before_optimizer_step(self, optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-2 * (self.global_step + 1)
+
+    displacement = Displacement()
+    trainer = tiny.trainer(callbacks=[DepthScaledLR(), displacement])
+    trainer.fit(made(InTheStep, OfNoClass), tiny.loader())
+    rates = [2e-2 * (step + 1) for step in range(8)]
+    torch.testing.assert_close(displacement.steps, [(rate, rate / 4) for rate in rates], rtol=1e-3, atol=0)
+    assert not {"step", "load_state_dict"} & vars(trainer.optimizers[0]).keys()
+
+
+class HookedLater(tiny.TinyAutoencoder):
+    """The user's hook comes after that of the callback, and there is no closure within the step."""
+
+    def on_train_start(self):
+        def warm_up(optimizer, args, kwargs):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 * (self.global_step + 1)
+
+        self.trainer.optimizers[0].register_step_pre_hook(warm_up)
+
+
+def test_a_hook_of_the_users_that_comes_later_does_not_part_the_groups():
+    displacement = Displacement()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    trainer = tiny.trainer(callbacks=[DepthScaledLR(), displacement], plugins=[precision])
+    trainer.fit(made(HookedLater, torch.optim.SGD), tiny.loader())
+    rates = [1e-2 * (step + 1) for step in range(8)]
+    torch.testing.assert_close(displacement.steps, [(rate, rate / 4) for rate in rates], rtol=1e-3, atol=0)
