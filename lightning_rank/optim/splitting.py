@@ -43,7 +43,8 @@ class SplitOptimizer:
         self._linear = linear
         self._owner = {id(parameter): group for group in linear for parameter in group.params}
         self._place: dict[int, int] = {}  # of each parameter, in the order in which the user gave them
-        self._known: Groups = []  # the groups as they were split last
+        self._pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []  # each linear group and its partner
+        self._known: list[tuple[int, int, int]] = []  # the shape of the groups as they were split last
         self._users_turn = False
         self._undo = ExitStack()
         if any(MULTIPLIER_KEY in group and PARTNER_KEY not in group for group in optimizer.param_groups):
@@ -78,7 +79,7 @@ class SplitOptimizer:
 
     def split(self) -> None:
         """Split what is not split yet, be it new, restored or added; doing it again changes nothing."""
-        if self._users_turn or [*map(id, self.groups)] == [*map(id, self._known)]:
+        if self._users_turn or self._shape() == self._known:
             return
         for parameter in (parameter for group in self.groups for parameter in group["params"]):
             self._place.setdefault(id(parameter), len(self._place))
@@ -86,19 +87,28 @@ class SplitOptimizer:
             return
         check_groups_can_be_added(self.optimizer)
         users, linear = arranged(self.groups)
-        for position, user in enumerate(users):
-            linear += self._split_off(user, position)
-        linear.sort(key=lambda group: group[PARTNER_KEY])
-        for group in linear:
+        position = {id(user): index for index, user in enumerate(users)}
+        partner = {id(group): user for group, user in self._pairs}
+        pairs = [(group, partner.get(id(group)) or users[group[PARTNER_KEY]]) for group in linear]
+        # A linear group goes with its partner, and not without it.
+        pairs += [pair for pair in self._pairs if all(pair[0] is not group for group in linear)]
+        pairs = [(group, user) for group, user in pairs if id(user) in position]
+        given = {id(parameter) for user in users for parameter in user["params"]}
+        for group, _ in pairs:  # what the user puts into a group anew is in no other any more
+            _keep(group, [index for index, parameter in enumerate(group["params"]) if id(parameter) not in given])
+        pairs += [(piece, user) for user in users for piece in self._split_off(user)]
+        self._pairs = sorted((pair for pair in pairs if pair[0]["params"]), key=lambda pair: position[id(pair[1])])
+        for group, user in self._pairs:
+            group[PARTNER_KEY] = position[id(user)]
             group[MULTIPLIER_KEY] = self._owner[id(group["params"][0])].multiplier
-        self._name(users, linear)
-        self._set_groups(users, linear)
+        self._name(users)
+        self._set_groups(users, [group for group, _ in self._pairs])
 
     def tie(self) -> None:
         """Set each linear group from its partner; doing it again changes nothing."""
         self.split()
-        for group in self.linear_groups if self.tied else []:
-            _follow(group, self.groups[group[PARTNER_KEY]], self._hyper_parameters)
+        for group, user in self._pairs if self.tied and not self._users_turn else []:
+            _follow(group, user, self._hyper_parameters)
 
     def come_last(self) -> None:
         """Tie after what others do before a step."""
@@ -134,6 +144,7 @@ class SplitOptimizer:
         if self._users_turn:
             yield
             return
+        self.split()
         users, linear = arranged(self.groups)
         before = [dict(user) for user in users]
         for position, user in enumerate(users):
@@ -170,36 +181,35 @@ class SplitOptimizer:
             group.update(before)
         self._set_groups([group for group, _ in self._before], [])
 
-    def _split_off(self, user: dict[str, Any], position: int) -> Groups:
-        params, names = user["params"], user.get("param_names")
-        owners = [self._owner.get(id(parameter)) for parameter in params]
-
-        def take(group: dict[str, Any], owner: LinearGroup | None) -> None:
-            indices = [index for index, known in enumerate(owners) if known is owner]
-            group["params"] = [params[index] for index in indices]
-            if names is not None:
-                group["param_names"] = [names[index] for index in indices]
-
+    def _split_off(self, user: dict[str, Any]) -> Groups:
+        owners = [self._owner.get(id(parameter)) for parameter in user["params"]]
         pieces: Groups = []
         for owner in (group for group in self._linear if any(group is known for known in owners)):
-            pieces.append({MULTIPLIER_KEY: owner.multiplier, PARTNER_KEY: position})
+            pieces.append(
+                {MULTIPLIER_KEY: owner.multiplier, **{key: user[key] for key in _PER_PARAMETER & user.keys()}}
+            )
             _follow(pieces[-1], user, user)
-            take(pieces[-1], owner)
-        take(user, None)
+            _keep(pieces[-1], [index for index, known in enumerate(owners) if known is owner])
+        if pieces:
+            _keep(user, [index for index, known in enumerate(owners) if known is None])
         return pieces
 
-    def _name(self, users: Groups, linear: Groups) -> None:
+    def _name(self, users: Groups) -> None:
         """Name the groups that have no name yet; the user's as Lightning would show them."""
-        for position, user in enumerate(users if linear else []):
+        for position, user in enumerate(users if self._pairs else []):
             user.setdefault("name", "base" if len(users) == 1 else f"pg{position + 1}")
-        for group in linear:
-            partner, owner = users[group[PARTNER_KEY]]["name"], self._owner[id(group["params"][0])]
-            group.setdefault("name", owner.name if partner == "base" else f"{partner}/{owner.name}")
+        for group, user in self._pairs:
+            owner = self._owner[id(group["params"][0])]
+            group.setdefault("name", owner.name if user["name"] == "base" else f"{user['name']}/{owner.name}")
 
     def _set_groups(self, users: Groups, linear: Groups) -> None:
-        self._known = users + linear
         for member in self._chain:
-            member.param_groups[:] = self._known
+            member.param_groups[:] = users + linear
+        self._known = self._shape()
+
+    def _shape(self) -> list[tuple[int, int, int]]:
+        """What changes as soon as groups, or the parameters in them, are others."""
+        return [(id(group), id(group["params"]), len(group["params"])) for group in self.groups]
 
     def _place_of(self, parameter: Tensor) -> int:
         return self._place.get(id(parameter), len(self._place))
@@ -244,6 +254,12 @@ class SplitOptimizer:
 def _hyper_parameters(optimizer: Any) -> set[str]:
     """What the optimizer takes as an argument; its other defaults, such as a count of steps, are state of a group."""
     return set(getattr(optimizer, "defaults", ())) & set(inspect.signature(type(optimizer)).parameters) | {"lr"}
+
+
+def _keep(group: dict[str, Any], indices: Sequence[int]) -> None:
+    """Leave some of its parameters in a group."""
+    for key in _PER_PARAMETER & group.keys() if len(indices) < len(group["params"]) else ():
+        group[key] = [group[key][index] for index in indices]
 
 
 def _follow(group: dict[str, Any], partner: dict[str, Any], keys: Container[str]) -> None:

@@ -1,0 +1,67 @@
+"""Groups that the user edits after the split: every parameter is stepped once, at the learning rate of its group."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_rank.optim.param_groups import LinearGroup
+from lightning_rank.optim.splitting import SplitOptimizer
+
+
+def parameters(count):
+    return [nn.Parameter(torch.zeros(2)) for _ in range(count)]
+
+
+def rates(split, params):
+    """How far one step of SGD moves each parameter along a gradient of one."""
+    before = [parameter.detach().clone() for parameter in params]
+    for parameter in params:
+        parameter.grad = torch.ones_like(parameter)
+    split.optimizer.step()
+    return [round(float((old - new).detach()[0]), 6) for old, new in zip(before, params, strict=True)]
+
+
+@pytest.fixture
+def split():
+    """Two groups of one parameter and one linear layer each, at learning rates of 1 and 2."""
+    first, second, *layers = parameters(4)
+    groups = [{"params": [first, layers[0]], "lr": 1.0}, {"params": [second, layers[1]], "lr": 2.0}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    split = SplitOptimizer(optimizer, [LinearGroup("linear", 4, 0.25, layers)])
+    split.all = [first, second, *layers]
+    assert rates(split, split.all) == [1.0, 2.0, 0.25, 0.5]
+    return split
+
+
+def test_parameters_put_into_a_group_in_place():
+    first, *layers = parameters(3)
+    split = SplitOptimizer(torch.optim.SGD([first, layers[0]], lr=1.0), [LinearGroup("linear", 4, 0.25, layers)])
+    split.groups[0]["params"].extend(layers[1:])
+    assert rates(split, [first, *layers]) == [1.0, 0.25, 0.25]
+    assert [len(group["params"]) for group in split.groups] == [1, 1, 1]
+
+
+def test_parameters_of_a_group_given_anew_are_stepped_once(split):
+    split.groups[0]["params"] = [split.all[0], *split.all[2:]]
+    assert rates(split, split.all) == [1.0, 2.0, 0.25, 0.25]
+    assert [len(group["params"]) for group in split.groups] == [1, 1, 2]
+    assert [group["depth_partner"] for group in split.linear_groups] == [0]
+
+
+def test_a_group_that_is_removed_takes_its_linear_layers_along(split):
+    split.groups.pop(0)
+    assert rates(split, split.all) == [0.0, 2.0, 0.0, 0.5]
+    assert [group["depth_partner"] for group in split.linear_groups] == [0]
+
+
+def test_a_linear_group_is_not_removed_without_its_partner(split):
+    split.groups.pop()
+    assert rates(split, split.all) == [1.0, 2.0, 0.25, 0.5]
+
+
+def test_groups_in_another_order_keep_their_partners(split):
+    split.groups.sort(key=lambda group: -group["lr"])
+    split.groups[0]["lr"] = 4.0
+    assert rates(split, split.all) == [1.0, 4.0, 0.25, 1.0]
+    assert [group["depth_partner"] for group in split.linear_groups] == [0, 1]
+    assert [group["lr"] for group in split.groups] == [4.0, 1.0, 1.0, 0.25]
