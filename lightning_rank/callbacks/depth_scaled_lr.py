@@ -264,9 +264,9 @@ def _linear_groups(pl_module: LightningModule, multiplier: Multiplier) -> list[L
 
 
 def _announce(kind: str, groups: list[dict[str, Any]]) -> None:
-    width = max(len(group["name"]) for group in groups)
+    width = max(len(str(group["name"])) for group in groups)
     lines = [
-        f"  {group['name']:<{width}}  {len(group['params']):>5} tensors  lr x {group.get(MULTIPLIER_KEY, 1):g}"
+        f"  {group['name']!s:<{width}}  {len(group['params']):>5} tensors  lr x {group.get(MULTIPLIER_KEY, 1):g}"
         for group in groups
     ]
     rank_zero_info("\n".join([f"DepthScaledLR: param groups of {kind}", *lines]))

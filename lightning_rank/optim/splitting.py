@@ -253,7 +253,8 @@ class SplitOptimizer:
 
 def _hyper_parameters(optimizer: Any) -> set[str]:
     """What the optimizer takes as an argument; its other defaults, such as a count of steps, are state of a group."""
-    return set(getattr(optimizer, "defaults", ())) & set(inspect.signature(type(optimizer)).parameters) | {"lr"}
+    taken = {name for cls in type(optimizer).__mro__ for name in inspect.signature(cls.__init__).parameters}
+    return set(getattr(optimizer, "defaults", ())) & taken | {"lr"}
 
 
 def _keep(group: dict[str, Any], indices: Sequence[int]) -> None:

@@ -321,3 +321,8 @@ def test_two_processes_keep_the_ratio_and_agree_with_one(tmp_path):
         weights, ratios = torch.load(tmp_path / name)
         assert ratios == [0.25] * 4
         torch.testing.assert_close(weights, alone)
+
+
+def test_a_group_may_be_named_by_a_number():
+    trainer, _ = fit(lambda model: torch.optim.SGD([{"params": model.parameters(), "name": 0}]), DepthScaledLR())
+    assert [group["name"] for group in trainer.optimizers[0].param_groups] == [0, "0/encoder.linear_bottleneck"]

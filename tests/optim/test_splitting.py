@@ -65,3 +65,15 @@ def test_groups_in_another_order_keep_their_partners(split):
     assert rates(split, split.all) == [1.0, 4.0, 0.25, 1.0]
     assert [group["depth_partner"] for group in split.linear_groups] == [0, 1]
     assert [group["lr"] for group in split.groups] == [4.0, 1.0, 1.0, 0.25]
+
+
+def test_what_a_base_class_takes_as_an_argument_is_followed():
+    class Passing(torch.optim.SGD):
+        def __init__(self, params, **options):
+            super().__init__(params, **options)
+
+    first, layer = parameters(2)
+    split = SplitOptimizer(Passing([first, layer], lr=1.0), [LinearGroup("linear", 4, 0.25, [layer])])
+    split.groups[0]["weight_decay"] = 0.5
+    split.tie()
+    assert [group["weight_decay"] for group in split.groups] == [0.5, 0.5]
