@@ -57,10 +57,12 @@ class DepthScaledLR(Callback):
 
     Optimizers may be built inside ``configure_optimizers`` or earlier, as ``LightningCLI`` does, in every form that
     Lightning accepts, and replaced later. One around another (SAM, Lookahead) is split once if both share their groups;
-    refused are those that do not (``ZeroRedundancyOptimizer``), and LBFGS, which takes one group only. A few trial
-    steps on copies tell whether the update follows the learning rate of a group
-    (:func:`lightning_rank.optim.response_to_learning_rate`): there is a warning where it does not (Prodigy, Adafactor
-    with a relative step), and a refusal where learning rates that differ are an error.
+    what it keeps of parameters it must keep by parameter or in the state, since their places in the groups change.
+    Refused, and left as they were, are those that do not share them (``ZeroRedundancyOptimizer``, several optimizers as
+    one), and LBFGS, which takes one group only. A few trial steps on copies tell whether the update follows the
+    learning rate of a group (:func:`lightning_rank.optim.response_to_learning_rate`): there is a warning where it does
+    not (Prodigy, Adafactor with a relative step) or where nothing moves, and a refusal where learning rates that differ
+    are an error. An optimizer that holds no bottleneck is left alone.
 
     A checkpoint of a run without this callback resumes with it, each parameter keeping its optimizer state, and so does
     one of 0.1, which had the linear groups right behind their partners. To resume without it a run that had it, keep it
