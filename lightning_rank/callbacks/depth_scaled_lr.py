@@ -75,8 +75,8 @@ class DepthScaledLR(Callback):
 
     Args:
         multiplier: ``"inverse_depth"`` for 1/depth of each bottleneck, or one number for all.
-        tie: Whether to set the linear learning rates before each step. ``False`` only splits the groups: the
-            linear ones keep the learning rate they begin with until something else sets it, which schedulers do not.
+        tie: Whether to set the linear learning rates before each step. ``False`` only splits the groups and leaves
+            their learning rates to the scheduler.
 
     Raises:
         TypeError: ``multiplier`` is neither a number nor ``"inverse_depth"``.

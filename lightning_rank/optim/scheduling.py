@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_rank.optim.layout import PARTNER_KEY, Groups
+from lightning_rank.optim.param_groups import MULTIPLIER_KEY
 from lightning_rank.optim.splitting import SplitOptimizer
 
 #: What schedulers of torch keep for each group.
@@ -37,6 +39,9 @@ class SplitSchedulers:
             self.fit(inner)
         split = self._split(getattr(scheduler, "optimizer", None))
         if split is None or not split.linear_groups:
+            return
+        if not split.tied:
+            _stretch(scheduler, split.linear_groups)
             return
         users = split.groups[: -len(split.linear_groups)]
         now = [True] * len(users) + [False] * len(split.linear_groups)
@@ -82,7 +87,7 @@ class SplitSchedulers:
         def build(scheduler: Any, *args: Any, **kwargs: Any) -> None:
             split = self._split(kwargs.get("optimizer", args[0] if args else None))
             try:
-                with split.without_linear_groups() if split else nullcontext():
+                with split.without_linear_groups() if split and split.tied else nullcontext():
                     original(scheduler, *args, **kwargs)
             except ValueError as error:
                 if split is None or not split.linear_groups:
@@ -100,12 +105,23 @@ class SplitSchedulers:
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             self.fit(scheduler)
             split = self._split(getattr(scheduler, "optimizer", None))
-            with split.without_linear_groups() if split else nullcontext():
+            with split.without_linear_groups() if split and split.tied else nullcontext():
                 result = original(scheduler, *args, **kwargs)
             self.fit(scheduler)
             return result
 
         return step
+
+
+def _stretch(scheduler: Any, linear: Groups) -> None:
+    """Let a scheduler that was built before the split set the linear groups, too, as it sets their partners."""
+    users = len(scheduler.optimizer.param_groups) - len(linear)
+    for name in (*_LISTS, "_last_lr"):
+        values = getattr(scheduler, name, None)
+        if isinstance(values, list) and len(values) == users:
+            scaled = name in ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
+            parts = [(values[group[PARTNER_KEY]], group[MULTIPLIER_KEY]) for group in linear]
+            setattr(scheduler, name, values + [value * factor if scaled else value for value, factor in parts])
 
 
 def _with_subclasses(cls: type) -> set[type]:
