@@ -167,8 +167,9 @@ class DepthScaledLR(Callback):
         self._settle(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave trainer, schedulers and hooks as they were found."""
-        self._clean_up()
+        """Leave trainer, schedulers and hooks as they were found; ``validate`` within a ``fit`` leaves them to that."""
+        if stage == "fit":
+            self._clean_up()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave them as they were found; Lightning does not call ``teardown`` after an exception."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.optim import LBFGS
 
 
@@ -32,6 +33,16 @@ def check_groups_can_be_added(optimizer: Any) -> None:
     for inner in chain[1:]:
         if [*map(id, inner.param_groups)] != groups:
             raise ValueError(f"{kind} does not share its param groups with the {type(inner).__name__} inside it")
+    parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for member in chain[:-1]:
+        for name, value in vars(member).items():
+            kept = [entry for entry in _held(value) if isinstance(entry, Tensor) and id(entry) not in parameters]
+            if (
+                name not in ("param_groups", "state")
+                and type(value) in (list, tuple)
+                and len(kept) == len(parameters) > 1
+            ):
+                raise ValueError(f"{kind} keeps {name!r}, a tensor for each parameter in the order of the param groups")
 
 
 @contextmanager

@@ -151,3 +151,59 @@ def test_with_a_bottleneck_of_depth_zero_every_optimizer_is_left_alone():
     (optimizer,) = trainer.optimizers
     assert [len(group["params"]) for group in optimizer.param_groups] == [4]
     assert [len(group["params"]) for group in optimizer.inner.param_groups] == [2, 2]
+
+
+class SlowWeights:
+    """Lookahead with its slow weights in the order of the param groups, which splitting changes."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+        self.defaults, self.state = optimizer.defaults, optimizer.state
+        self.slow = [[p.detach().clone() for p in group["params"]] for group in self.param_groups]
+
+    def step(self, closure=None):
+        loss = self.optimizer.step(closure)
+        for group, slow in zip(self.param_groups, self.slow, strict=True):
+            for parameter, kept in zip(group["params"], slow, strict=True):
+                kept.lerp_(parameter.detach(), 0.5)
+                parameter.data.copy_(kept)
+        return loss
+
+    zero_grad = property(lambda self: self.optimizer.zero_grad)
+    state_dict = property(lambda self: self.optimizer.state_dict)
+    load_state_dict = property(lambda self: self.optimizer.load_state_dict)
+
+
+def test_what_is_kept_by_position_is_refused_and_left_as_it_was():
+    class Slow(tiny.TinyAutoencoder):
+        def configure_optimizers(self):
+            return SlowWeights(SGD(self.parameters(), lr=1e-2))
+
+    module = attach_linear_bottleneck(Slow(), dim=tiny.DIM, depth=2)
+    with pytest.raises(MisconfigurationException, match="SlowWeights keeps 'slow', a tensor for each parameter"):
+        tiny.trainer(callbacks=[DepthScaledLR()], max_steps=1).fit(module, tiny.loader())
+    tiny.trainer(max_steps=2).fit(module, tiny.loader())
+
+
+def test_validating_elsewhere_within_a_fit_leaves_the_ratio_to_the_fit():
+    callback = DepthScaledLR()
+
+    class Validating(tiny.TinyAutoencoder):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                other = attach_linear_bottleneck(tiny.TinyAutoencoder(), dim=tiny.DIM, depth=2)
+                tiny.trainer(callbacks=[callback]).validate(other, tiny.loader(), verbose=False)
+
+        def on_train_batch_end(self, *args):
+            for group in self.optimizers().param_groups:
+                group["lr"] = 1e-2
+
+        def on_before_zero_grad(self, optimizer):
+            self.rates = [group["lr"] for group in optimizer.param_groups]
+
+        def configure_optimizers(self):
+            return SGD(self.parameters(), lr=1e-2)
+
+    module = attach_linear_bottleneck(Validating(), dim=tiny.DIM, depth=2)
+    tiny.trainer(callbacks=[callback], max_epochs=2).fit(module, tiny.loader())
+    assert module.rates == [1e-2, 5e-3]
