@@ -34,9 +34,9 @@ def layer_features(module: nn.Module, end: End = "output") -> LayerFeatures | No
 
     Example:
         >>> layer_features(nn.Sequential(nn.Conv1d(1, 8, 3), nn.ReLU()))
-        LayerFeatures(axis=1, dim=8, ndim=3)
+        LayerFeatures(axis=1, dim=8, ndim=3, usual=None)
         >>> layer_features(nn.Linear(4, 2), "input")
-        LayerFeatures(axis=-1, dim=4, ndim=None)
+        LayerFeatures(axis=-1, dim=4, ndim=None, usual=None)
     """
     pooled = None
     for leaf, in_order in _leaves(module, end):
@@ -56,7 +56,7 @@ def features_beside(root: nn.Module, layer: nn.Module, end: End = "output") -> L
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU())
         >>> features_beside(net, net[1])
-        LayerFeatures(axis=1, dim=8, ndim=4)
+        LayerFeatures(axis=1, dim=8, ndim=4, usual=None)
     """
     found = layer_features(layer, end)
     if found is not None or not (end == "input" or all(_passes(leaf) for leaf, _ in _leaves(layer, end))):
