@@ -38,16 +38,20 @@ def layer_features(module: nn.Module, end: End = "output") -> LayerFeatures | No
         >>> layer_features(nn.Linear(4, 2), "input")
         LayerFeatures(axis=-1, dim=4, ndim=None, usual=None)
     """
-    pooled = None
+    pooled, unknown = None, False
     for leaf, in_order in _leaves(module, end):
         if isinstance(leaf, _KNOWN):
             found = _features(leaf, end)
+            if unknown:  # which may have moved the channels of a convolution
+                return LayerFeatures(axis=None) if found.axis == 1 else None
             return found if in_order else found._replace(axis=None, usual=found.axis)
         if type(leaf).__module__ in _SAME_CHANNELS:
             pooled = LayerFeatures(axis=1)
         elif not _passes(leaf):
-            return None
-    return pooled
+            if not in_order:
+                return None
+            unknown = True
+    return None if unknown else pooled
 
 
 def features_beside(root: nn.Module, layer: nn.Module, end: End = "output") -> LayerFeatures | None:

@@ -107,7 +107,8 @@ def test_behind_a_convolution_at_some_distance():
     net = nn.Sequential(nn.Conv1d(1, 5, 3), nn.Sequential(nn.ReLU(), nn.Dropout(0.1)))
     for layer in ("net.1", "net.1.0"):
         assert_spectrum(deviations(layer, (x,), net), net.eval()(x).movedim(1, -1))
-    for net, data in ((Attributes(), x), (Gated(), torch.randn(24, 16, 6))):
+    halved = nn.Sequential(nn.Conv1d(1, 16, 1), nn.GLU(1))
+    for net, data in ((Attributes(), x), (Gated(), torch.randn(24, 16, 6)), (halved, x)):
         layer = "net.act" if isinstance(net, Attributes) else "net"
         with pytest.raises(ValueError, match=f"layer='{layer}': feature_axis: expected to see which axis"):
             deviations(layer, (data,), net)
