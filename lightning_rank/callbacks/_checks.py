@@ -26,6 +26,12 @@ def check_choice(argument: str, value: Any, choices: Any) -> None:
         raise ValueError(f"{argument}: expected one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
 
 
+def check_every(argument: str, value: Any) -> None:
+    """Raise a TypeError or ValueError unless it says when pictures are due."""
+    if value not in (None, "auto"):
+        check_least(argument, value, 1, ", 'auto' or None")
+
+
 def check_least(argument: str, value: Any, least: int, otherwise: str = "") -> None:
     """Raise a TypeError unless it is an int, a ValueError if it is smaller than the least."""
     if not isinstance(value, int) or isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Files beside the checkpoints, wherever fsspec can write: for loggers that take no pictures."""
+"""Files beside the checkpoints, wherever fsspec can write."""
 
 from __future__ import annotations
 

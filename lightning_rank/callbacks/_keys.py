@@ -17,7 +17,12 @@ class Keys:
 
     def __init__(self, layers: Sequence[str], listed: bool, name: str | None, what: str) -> None:
         self._listed, self._name, self._what = listed, name, what
-        self.prefixes = {self.key(Measure("validate", layer, None, "")) for layer in layers}
+        self._splits = {
+            self.key(Measure(split, layer, None, "")): split
+            for split in ("validate", "test", "train")
+            for layer in layers
+        }
+        self.prefixes = {prefix for prefix, split in self._splits.items() if split == "validate"}
 
     def key(self, of: Measure) -> str:
         """``rank/effective``, or ``rank/test/<name>/<layer>/effective/dataloader_idx_1`` with all there can be.
@@ -28,6 +33,11 @@ class Keys:
         parts = ["rank", split, self._name, of.layer if self._listed else None]
         loader = "" if of.loader is None else f"/dataloader_idx_{of.loader}"
         return "/".join([*filter(None, parts), of.name]) + loader
+
+    def split(self, key: str) -> str | None:
+        """Which split a key is of; ``None`` if it is none of these."""
+        ours = [prefix for prefix in self._splits if key.startswith(prefix)]
+        return self._splits[max(ours, key=len)] if ours else None
 
     def place(self, of: Measure) -> str:
         """A layer, of several dataloaders each on its own."""

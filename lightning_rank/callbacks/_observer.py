@@ -144,7 +144,7 @@ class LayerObserver(Callback):
         """Take in what comes, save for the samples that fill up a distributed split."""
         if "train" in self._taking:
             valid = agreed_samples(training_loaders(trainer), batch_idx)
-            self._take(Batch("train", None, valid, self._masked(batch)))
+            self._take(Batch("train", None, valid, self._masked(batch, batch_idx)))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whatever runs the same batch again, as LBFGS does, has no rows of its own."""
@@ -209,7 +209,8 @@ class LayerObserver(Callback):
         if split in self._taking:
             loaders = evaluation_loaders(trainer)
             valid = agreed_samples(getattr(loaders[dataloader_idx], "flattened", [loaders[dataloader_idx]]), batch_idx)
-            self._take(Batch(split, dataloader_idx if len(loaders) > 1 else None, valid, self._masked(batch)))
+            loader = dataloader_idx if len(loaders) > 1 else None
+            self._take(Batch(split, loader, valid, self._masked(batch, batch_idx)))
 
     def _end(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         self._pause()
@@ -219,11 +220,12 @@ class LayerObserver(Callback):
             with torch.inference_mode(False), torch.no_grad():
                 self._complete(trainer, pl_module, split)
 
-    def _masked(self, batch: Any) -> Tensor | None:
+    def _masked(self, batch: Any, batch_idx: int) -> Tensor | None:
         if self.mask is None:
             return None
         mask = select_tensor(batch, self.mask, "mask: batch")
-        if mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
+        looks = mask.is_floating_point() and (mask.is_cpu or batch_idx == 0)  # for on a device to look is to wait
+        if looks and not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("mask: expected 1 where a position counts and 0 elsewhere, got other numbers")
         return mask
 

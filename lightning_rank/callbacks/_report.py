@@ -12,7 +12,7 @@ from lightning_rank.callbacks._figures import spectrum_figure, waterfall_figure
 from lightning_rank.callbacks._files import Spectrum, SpectrumFiles, files_directory, writes_files
 from lightning_rank.callbacks._history import Measure, RankHistory
 from lightning_rank.callbacks._keys import Keys
-from lightning_rank.callbacks._loggers import all_take_pictures, send_figure, send_histogram, some_take_pictures
+from lightning_rank.callbacks._loggers import send_figure, send_histogram, some_take_pictures
 
 
 def send_histograms(trainer: Trainer, spectra: Mapping[Measure, Tensor], keys: Keys, step: int) -> None:
@@ -22,7 +22,7 @@ def send_histograms(trainer: Trainer, spectra: Mapping[Measure, Tensor], keys: K
 
 
 class SpectrumReport:
-    """Pictures of the last and of all spectra for loggers that take some, files for the others.
+    """Pictures of the last and of all spectra for loggers that take some, files of all spectra beside the logs.
 
     To be made on every process, for they agree on the directory.
 
@@ -41,7 +41,7 @@ class SpectrumReport:
         self._drawn = 0
         wanted = every is not None and writes_files(trainer)
         self._draws = wanted and some_take_pictures(trainer) and importlib.util.find_spec("matplotlib") is not None
-        self._files = SpectrumFiles(directory, last_step) if wanted and not all_take_pictures(trainer) else None
+        self._files = SpectrumFiles(directory, last_step) if wanted and trainer.loggers else None
 
     def add(self, trainer: Trainer, history: RankHistory, spectra: Mapping[Measure, Tensor], step: int) -> None:
         """Take in the spectra that the history has just got."""

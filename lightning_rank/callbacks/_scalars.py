@@ -30,7 +30,7 @@ class _Known(Metric):
         return self.value
 
 
-def log_epoch(pl_module: LightningModule, row: Mapping[str, float]) -> None:
+def log_epoch(pl_module: LightningModule, row: Mapping[str, float], logger: bool | None = None) -> None:
     """Log at the end of an epoch; to be called on every process."""
     for key, value in row.items():
         pl_module.log(
@@ -38,6 +38,7 @@ def log_epoch(pl_module: LightningModule, row: Mapping[str, float]) -> None:
             _Known(value),
             on_step=False,
             on_epoch=True,
+            logger=logger,
             metric_attribute=key,
             add_dataloader_idx=False,
             batch_size=1,
@@ -45,10 +46,12 @@ def log_epoch(pl_module: LightningModule, row: Mapping[str, float]) -> None:
 
 
 def log_steps(pl_module: LightningModule, row: Mapping[str, float]) -> None:
-    """Log at the end of a training batch, whichever Lightning logs at; to be called on every process.
+    """Log at the end of a training batch, whichever Lightning logs at, or where a validation begins; on every process.
 
-    Callbacks see it in the same hook, loggers get it at once.
+    Callbacks see it in the same hook, or at the end of the validation; loggers get it at once.
     """
-    options = {"on_step": True, "on_epoch": False, "logger": False, "batch_size": 1}
-    pl_module.log_dict(dict(row), **options)
+    if pl_module.trainer.validating:
+        log_epoch(pl_module, row, logger=False)
+    else:
+        pl_module.log_dict(dict(row), on_step=True, on_epoch=False, logger=False, batch_size=1)
     send_scalars(pl_module.trainer, row, logger_step(pl_module.trainer))

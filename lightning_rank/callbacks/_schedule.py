@@ -83,14 +83,31 @@ class ScheduledObserver(LayerObserver):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See whether the window of training steps is full."""
+        """See whether the window of training steps is full, or somebody will not wait for that."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.every_n_train_steps is not None:
-            window = trainer.global_step // self.every_n_train_steps
-            if window > self._window:
-                self._window = window
-                self._end(trainer, pl_module, "train")
-                self._begin(trainer, "train")
+        if self.every_n_train_steps is None:
+            return
+        window = trainer.global_step // self.every_n_train_steps
+        if window > self._window:
+            self._window = window
+            self._end_window(trainer, pl_module)
+        elif trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._end_first_window(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Whoever watches the windows looks when the validation is over."""
+        super().on_validation_start(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._end_first_window(trainer, pl_module)
+
+    def _end_first_window(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End it where it is, if somebody would find nothing now."""
+        if self.every_n_train_steps is not None and self._awaited(trainer, "train"):
+            self._end_window(trainer, pl_module)
+
+    def _end_window(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end(trainer, pl_module, "train")
+        self._begin(trainer, "train")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training epoch is complete, if epochs are what counts."""

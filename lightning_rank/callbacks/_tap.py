@@ -137,7 +137,7 @@ class LayerTap:
         latents = select_tensor(seen, self.output, self._where)
         if not latents.is_floating_point():
             raise TypeError(f"{self._where}: expected a real floating-point tensor, got {latents.dtype}")
-        samples, rows = self._nested(latents) if latents.is_nested else self._dense(latents)
+        samples, rows, mask = self._nested(latents) if latents.is_nested else self._dense(latents)
         key = (self.batch.split, self.batch.loader)
         spectrum = self.spectra.get(key)
         if spectrum is None:
@@ -149,12 +149,12 @@ class LayerTap:
                 f"{self._where}: expected {spectrum.dim} features, as there were before in this epoch, got shape "
                 f"{tuple(samples[0].shape) if latents.is_nested else tuple(latents.shape)}"
             )
-        spectrum.update(rows)
+        spectrum.update(rows, mask)
         first = self.examples.setdefault(key, [])
         first += [sample.detach().clone() for sample in samples[: 2 - len(first)]]
 
-    def _dense(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples that count, and rows that do."""
+    def _dense(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Samples that count, their rows, and which of them do."""
         if latents.ndim < 2:
             raise ValueError(f"{self._where}: expected a batch (B, dim) or more axes, got shape {tuple(latents.shape)}")
         try:
@@ -166,7 +166,7 @@ class LayerTap:
         rows = as_rows(samples, axis)
         mask = self.batch.mask
         if mask is None:
-            return samples, rows
+            return samples, rows, None
         positions = latents.movedim(axis, -1).shape[:-1]
         if mask.ndim == 0 or mask.shape != positions[: mask.ndim]:
             raise ValueError(
@@ -174,9 +174,9 @@ class LayerTap:
                 f"{tuple(latents.shape)}, or its first axes, got {tuple(mask.shape)}"
             )
         kept = mask.bool().reshape(*mask.shape, *[1] * (len(positions) - mask.ndim)).expand(positions)[: len(samples)]
-        return samples, rows[kept.reshape(-1).to(rows.device)]
+        return samples, rows, kept.reshape(-1)
 
-    def _nested(self, latents: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _nested(self, latents: Tensor) -> tuple[list[Tensor], Tensor, None]:
         """The same of a nested tensor, the padding of which is gone already."""
         samples = list(latents.unbind())
         self.axis = samples[0].ndim
@@ -192,7 +192,7 @@ class LayerTap:
             kept = mask.bool()
             parts = [kept[i].expand(len(row)) if kept.ndim == 1 else kept[i] for i, row in enumerate(rows)]
             rows = [row[part[: len(row)].to(row.device)] for part, row in zip(parts, rows, strict=True)]
-        return samples, torch.cat(rows) if rows else latents.unbind()[0][:0]
+        return samples, torch.cat(rows) if rows else latents.unbind()[0][:0], None
 
     def _valid(self, n: int) -> int:
         batch, valid = self.batch.valid or (n, n)

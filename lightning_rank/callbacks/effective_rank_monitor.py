@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_rank.callbacks._checks import check_choice, check_least, check_names
+from lightning_rank.callbacks._checks import check_choice, check_every, check_least, check_names
 from lightning_rank.callbacks._curve import RankCurve
 from lightning_rank.callbacks._due import Every
 from lightning_rank.callbacks._history import Measure, Row
@@ -59,8 +59,8 @@ class EffectiveRankMonitor(ScheduledObserver):
 
     W&B, TensorBoard and Comet get a histogram of ``log10`` of the singular values each time and, if matplotlib is
     installed, they and MLflow pictures of the spectrum and of all spectra so far (``rank/spectrum``,
-    ``rank/waterfall``, and the same for the composed matrix after ``rank/weight_``). For other loggers the spectra are
-    written to ``rank_spectra/*.csv`` beside the checkpoints.
+    ``rank/waterfall``, and the same for the composed matrix after ``rank/weight_``). With any logger all spectra of the
+    fit are written to ``rank_spectra/*.csv`` beside the checkpoints; these themselves keep some.
 
     Args:
         layer: Dotted name of a submodule or the unique ending of one, or several names.
@@ -77,11 +77,13 @@ class EffectiveRankMonitor(ScheduledObserver):
         every_n_epochs: Measure every so many validations, or training epochs. A ``ModelCheckpoint`` or
             ``EarlyStopping`` that watches a rank has the first one at once, and sees the last one in between.
         every_n_train_steps: Measure, too, the rows of the last so many training steps each time, as
-            ``trainer.global_step`` and ``ModelCheckpoint`` count them, whatever epochs and validations there are.
+            ``trainer.global_step`` and ``ModelCheckpoint`` count them, whatever epochs and validations there are. The
+            first ends early if somebody watches these ranks and looks before.
         name: Tells monitors apart, as part of the keys.
         variance_rtol: Threshold of ``rank/numerical``, relative to the largest variance.
         log_spectrum_every_n_epochs: Pictures are made each time that so much was measured since the last, the first
-            time at once; ``"auto"`` when they take no more than 5 % of the time; and at the end. ``None`` for never.
+            time at once; ``"auto"`` when they take no more than 5 % of the time; and at the end. ``None`` for neither
+            pictures nor files.
 
     Attributes:
         singular_values: Last spectrum by layer: descending standard deviations along the principal directions, float64
@@ -122,8 +124,7 @@ class EffectiveRankMonitor(ScheduledObserver):
     ) -> None:
         self.layers = check_names(layer)
         check_choice("at", at, End)
-        if log_spectrum_every_n_epochs not in (None, "auto"):
-            check_least("log_spectrum_every_n_epochs", log_spectrum_every_n_epochs, 1, ", 'auto' or None")
+        check_every("log_spectrum_every_n_epochs", log_spectrum_every_n_epochs)
         if name is not None and (
             not str(name).isprintable() or set(str(name)) & set("/ ") or name in ("", "test", "train")
         ):
@@ -185,8 +186,7 @@ class EffectiveRankMonitor(ScheduledObserver):
         """Whether a rank is watched and there is none yet, for which whoever watches it would raise."""
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         watched = [str(getattr(other, "monitor", None)) for other in (*callbacks, *trainer.lr_scheduler_configs)]
-        ours = any(key.startswith(tuple(self._keys.prefixes)) for key in watched)
-        return ours and split not in self._curve.measured
+        return split not in self._curve.measured and split in map(self._keys.split, watched)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on from the curve of the checkpoint, if one was loaded."""
@@ -203,8 +203,9 @@ class EffectiveRankMonitor(ScheduledObserver):
         if not self._curve.measured and not debugging:
             self._say_nothing_came()
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send home what was found out, if this process was launched and ends now."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was found, and send home what was found out, if this process was launched."""
+        super().teardown(trainer, pl_module, stage)
         self._curve.leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_rank.callbacks._checks import check_least
-from lightning_rank.callbacks._due import Due
+from lightning_rank.callbacks._checks import check_every, check_least
+from lightning_rank.callbacks._due import Due, Every
 from lightning_rank.callbacks._files import files_directory, write_picture, writes_files
 from lightning_rank.callbacks._loggers import all_take_pictures, logger_step, send_picture
 from lightning_rank.callbacks._observer import LayerObserver
@@ -54,7 +54,8 @@ class LatentTraversal(LayerObserver):
         image_shape: ``(C, H, W)``, if the decoder returns vectors.
         n_directions: How many directions, at most the width of the latents.
         steps: How many images a row.
-        every_n_epochs: Draw the last of every so many validations.
+        every_n_epochs: Draw the last of every so many validations; ``"auto"`` those since whose last picture twenty
+            times as long has passed as it took; ``None`` none but that at the end.
 
     Attributes:
         picture: The last picture, uint8, shape ``(C, height, width)``, on the CPU; ``None`` before the first.
@@ -86,14 +87,14 @@ class LatentTraversal(LayerObserver):
         image_shape: Sequence[int] | None = None,
         n_directions: int = 8,
         steps: int = 9,
-        every_n_epochs: int = 10,
+        every_n_epochs: Every = "auto",
     ) -> None:
         for name, value in (("layer", layer), ("decoder", decoder)):
             if not isinstance(value, str):
                 raise TypeError(f"{name}: expected the dotted name of a submodule, got {type(value).__name__}")
-        numbers = [("n_directions", n_directions, 1), ("steps", steps, 2), ("every_n_epochs", every_n_epochs, 1)]
-        for name, value, least in numbers:
-            check_least(name, value, least)
+        check_least("n_directions", n_directions, 1)
+        check_least("steps", steps, 2)
+        check_every("every_n_epochs", every_n_epochs)
         if image_shape is not None and (len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape) < 1):
             raise ValueError(f"image_shape: expected (C, H, W) with 1 or 3 channels, got {tuple(image_shape)}")
         super().__init__([layer], output=output, feature_axis=feature_axis)
@@ -102,7 +103,7 @@ class LatentTraversal(LayerObserver):
         self.image_shape = None if image_shape is None else tuple(image_shape)
         self.n_directions = n_directions
         self.steps = steps
-        self.every_n_epochs = every_n_epochs
+        self.every_n_epochs: Every = every_n_epochs
         self.picture: Tensor | None = None
         self._undrawn: tuple[int, int] | None = None  # epoch and step
         self._due = Due(every_n_epochs, at_once=False)
@@ -150,7 +151,8 @@ class LatentTraversal(LayerObserver):
             self._images(trainer, pl_module, split, self._mean)
             return
         self._undrawn = trainer.current_epoch, logger_step(trainer)
-        if trainer.state.fn != "fit" or self._due.now():
+        # Drawing takes all processes, whose clocks differ.
+        if trainer.state.fn != "fit" or trainer.strategy.broadcast(self._due.now()):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,8 +28,9 @@ class LatentSpectrum(Metric):
     updates and all processes, exactly as if they had been gathered. Memory is :math:`O(\text{dim}^2)` whatever the
     number of rows. A value below 5e-8 of the largest cannot be told from rounding and reads 0.
 
-    A row with NaN or an infinity is dropped and counted in :attr:`dropped_rows`. ``update`` never waits for the device
-    and never communicates; ``compute`` sums over the processes in one collective.
+    A row with NaN or an infinity is dropped and counted in :attr:`dropped_rows`. ``update`` never communicates, and
+    waits for the device only if it is given both a mask and ``max_rows``; ``compute`` sums over the processes in one
+    collective.
 
     Args:
         dim: Width of the latents.
@@ -41,12 +42,14 @@ class LatentSpectrum(Metric):
         kwargs: Those of :class:`torchmetrics.Metric`.
 
     Shape:
-        ``update``: ``(..., dim)``, or with the features on ``feature_axis``. ``compute``: ``(dim,)``, float64, in units
-        of the latents (a scalar at ``dim=1``, as torchmetrics has it); NaN if there were no rows.
+        ``update``: ``(..., dim)``, or with the features on ``feature_axis``, and a ``mask`` of the shape of the other
+        axes. ``compute``: ``(dim,)``, float64, in units of the latents (a scalar at ``dim=1``, as torchmetrics has
+        it); NaN if there were no rows.
 
     Raises:
         TypeError: ``dim`` or ``max_rows`` is not an int, or latents are not a real floating-point tensor.
-        ValueError: ``dim`` or ``max_rows`` < 1, or latents are not ``dim`` wide.
+        ValueError: ``dim`` or ``max_rows`` < 1, latents are not ``dim`` wide, or a mask has not the shape of their
+            positions.
 
     Source: moments merged after Chan, Golub and LeVeque 1983.
 
@@ -101,8 +104,8 @@ class LatentSpectrum(Metric):
         self._flush()
         return self.dropped
 
-    def update(self, latents: Tensor) -> None:
-        """Take in a batch of latents."""
+    def update(self, latents: Tensor, mask: Tensor | None = None) -> None:
+        """Take in a batch of latents, of which positions where the mask is 0 are no rows."""
         if not isinstance(latents, Tensor) or not latents.is_floating_point():
             got = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
             raise TypeError(f"latents: expected a real floating-point tensor, got {got}")
@@ -112,10 +115,24 @@ class LatentSpectrum(Metric):
                 f"latents: expected {self.dim} features on axis {axis} of at least two, got shape "
                 f"{tuple(latents.shape)}; set dim to their width, or feature_axis to the axis that holds the features"
             )
-        if self.max_rows is None or latents.numel() <= self.max_rows * self.dim:
-            rows = as_rows(latents.detach(), axis)
+        rows = latents.detach()
+        if mask is not None:
+            positions = latents.movedim(axis, -1).shape[:-1]
+            if mask.shape != positions:
+                raise ValueError(
+                    f"mask: expected shape {tuple(positions)}, that of the positions of latents, got "
+                    f"{tuple(mask.shape)}; expand it over axes that it has not"
+                )
+            if self.max_rows is not None or _knows_values(latents):
+                rows, axis = rows.movedim(axis, -1)[mask.bool().to(latents.device)], -1
+            else:
+                # How many rows there are would have to be asked for; bad ones are left out without asking.
+                rows = rows.masked_fill((mask == 0).unsqueeze(axis).to(latents.device), torch.nan)
+                self.dropped = self.dropped - (mask == 0).sum().to(self.dropped.device)
+        if self.max_rows is None or rows.numel() <= self.max_rows * self.dim:
+            rows = as_rows(rows, axis)
         else:
-            rows = _spread_rows(latents.detach().movedim(axis, -1), self.max_rows, self.update_count)
+            rows = _spread_rows(rows.movedim(axis, -1), self.max_rows, self.update_count)
         self._take(rows.to(self.scatter.device))
 
     def compute(self) -> Tensor:
@@ -196,6 +213,11 @@ class LatentSpectrum(Metric):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, exclude_state)
+
+
+def _knows_values(latents: Tensor) -> bool:
+    """Whether the host can read what is in them without waiting."""
+    return latents.is_cpu
 
 
 def _spread_rows(latents: Tensor, most: int, seed: int) -> Tensor:

@@ -86,7 +86,7 @@ def test_a_local_mlflow_run_has_the_curve_and_the_pictures(tmp_path, monkeypatch
     assert sizes == {(720, 432)}
     (last,) = tmp_path.rglob("traversal/linear_bottleneck/step=000000015.png")
     assert pil_to_tensor(Image.open(last)).equal(traversal.picture)
-    assert not list(tmp_path.rglob("rank_spectra")), "they are for loggers that take no pictures"
+    assert not list(tmp_path.rglob("latent_traversals")), "files of pictures are for loggers that take none"
 
 
 class CometLogger(Logger):
@@ -118,7 +118,7 @@ class CometLogger(Logger):
 def test_comet_gets_figures_pictures_and_histograms_by_its_own_calls(tmp_path):
     logger = CometLogger()
     traversal = LatentTraversal(image_shape=(1, 2, 5), every_n_epochs=3)
-    fit(None, [traversal], logger=logger, default_root_dir=tmp_path)
+    _, monitor = fit(None, [traversal], logger=logger, default_root_dir=tmp_path)
     assert [step for step, metrics in logger.metrics if "rank/effective" in metrics] == [3, 7, 11, 15]
     assert [call for call in logger.calls if call[0] == "rank/log10_singular_values"] == [
         ("rank/log10_singular_values", step, epoch, tiny.DIM) for epoch, step in enumerate((3, 7, 11, 15))
@@ -128,7 +128,12 @@ def test_comet_gets_figures_pictures_and_histograms_by_its_own_calls(tmp_path):
     _, height, width = traversal.picture.shape
     expected = [("traversal/linear_bottleneck", step, (width, height)) for step in (11, 15)]
     assert [call for call in logger.calls if call[0] == "traversal/linear_bottleneck"] == expected
-    assert list(tmp_path.iterdir()) == []
+    with next(tmp_path.rglob("latents*.csv")).open() as file:
+        spectra = list(csv.DictReader(file))
+    assert [row["step"] for row in spectra] == ["3", "7", "11", "15"], "the whole curve, however often one draws"
+    last = [float(spectra[-1][f"sigma_{k + 1}"]) for k in range(tiny.DIM)]
+    assert last == next(iter(monitor.singular_values.values())).tolist()
+    assert not list(tmp_path.rglob("*.png"))
 
 
 class Other(Logger):

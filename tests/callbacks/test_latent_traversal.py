@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import tiny
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from lightning_rank import EffectiveRankMonitor, LatentTraversal, attach_linear_bottleneck
+from lightning_rank.callbacks._due import Due
 from lightning_rank.functional import row_moments
 from lightning_rank.traversal import image_grid, interpolate_latents, traverse_principal_directions
 
@@ -103,6 +105,30 @@ def test_files_beside_the_checkpoints_every_n_epochs_and_at_the_end_and_not_of_t
     assert files(tmp_path) == [f"linear_bottleneck-epoch={epoch}-step={step}.png" for epoch, step in steps.items()]
     assert read(directory / "linear_bottleneck-epoch=4-step=19.png").equal(callback.picture)
     assert not read(directory / "linear_bottleneck-epoch=1-step=7.png").equal(callback.picture)
+
+
+def test_pictures_space_themselves_out_and_the_last_validation_has_one(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("lightning_rank.callbacks.latent_traversal.Due", partial(Due, clock=lambda: now[0]))
+
+    class Slow(LatentTraversal):
+        def to_images(self, decoded):
+            now[0] += 1.0  # seconds, of two rows of a picture each
+            return super().to_images(decoded)
+
+        def on_validation_epoch_start(self, trainer, pl_module):
+            super().on_validation_epoch_start(trainer, pl_module)
+            now[0] += 10.0
+
+    options = {"max_epochs": 4, "val_check_interval": 1, "num_sanity_val_steps": 0, "logger": CSVLogger(tmp_path)}
+    callback = Slow(image_shape=SHAPE, n_directions=1, steps=2)
+    fit(callback, **options)
+    # The first is reckoned to take a second, so that twenty have to pass; each takes two, so that the next waits forty.
+    steps = sorted(int(name.split("step=")[1][:-4]) for name in files(tmp_path))
+    assert steps == [1, 5, 9, 13, 15]
+    callback.every_n_epochs = None
+    fit(callback, **options | {"logger": CSVLogger(tmp_path, "at_the_end")})
+    assert [name.split("step=")[1] for name in files(tmp_path / "at_the_end")] == ["15.png"]
 
 
 def test_the_last_picture_is_sent_once_whatever_ends_the_training(tmp_path):
@@ -350,8 +376,10 @@ def test_bad_arguments_are_refused(monkeypatch):
     with pytest.raises(TypeError, match="layer: expected the dotted name of a submodule, got list"):
         LatentTraversal(["encoder"])
     for name, bad, least in (("n_directions", 0, 1), ("steps", 1, 2), ("every_n_epochs", 0, 1)):
-        with pytest.raises(ValueError, match=f"{name}: expected {least} or more, got {bad}"):
+        with pytest.raises(ValueError, match=f"{name}: expected {least} or more.*, got {bad}"):
             LatentTraversal(**{name: bad})
+    with pytest.raises(TypeError, match="every_n_epochs: expected an int of 1 or more, 'auto' or None, got 'always'"):
+        LatentTraversal(every_n_epochs="always")
     for bad in ((8, 8), (2, 8, 8), (1, 0, 8)):
         with pytest.raises(ValueError, match=r"image_shape: expected \(C, H, W\) with 1 or 3 channels, got \("):
             LatentTraversal(image_shape=bad)

@@ -8,6 +8,7 @@ import tiny
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
@@ -138,7 +139,35 @@ def test_numbers_are_the_same_everywhere_and_are_not_averaged_once_more(tmp_path
     _, found = fit(tmp_path, DataLoader(TensorDataset(rows), 4), callbacks=[collectives], num_sanity_val_steps=0)
     assert found[0][2] == found[1][2]
     calls = torch.load(tmp_path / "calls0")
-    assert 0 < len(calls) < len(found[0][2]), f"one collective a spectrum, not one a number: {calls}"
+    assert calls == ["all_reduce", "all_reduce"], "for the counts and means of all, and for the scatters"
+
+
+@pytest.mark.parametrize("mode", ["min_size", "max_size_cycle"])
+def test_batches_of_several_loaders_at_once(mode, tmp_path):
+    class Both(tiny.TinyAutoencoder):
+        def validation_step(self, batch, batch_idx):
+            self.encoder(batch["a"][0])
+
+    rows, beside = tiny.rows(13, seed=2), tiny.rows(13, seed=3)
+    loaders = {"a": DataLoader(TensorDataset(rows), 4), "b": DataLoader(TensorDataset(beside), 4)}
+    model, found = fit(tmp_path, CombinedLoader(loaders, mode), model=Both())
+    for history, spectra, _ in found:
+        assert history == found[0][0]
+        assert history[0]["rank/samples"] == 13, "not the one that fills up"
+        torch.testing.assert_close(spectra["encoder"], expected(model, rows), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler`")
+def test_a_process_that_was_launched_to_validate_brings_its_spectra_home():
+    monitor, model = EffectiveRankMonitor("encoder"), tiny.TinyAutoencoder()
+    trainer = tiny.trainer(callbacks=[monitor], devices=2, strategy="ddp_fork")
+    trainer.validate(model, tiny.loader(24, 4), verbose=False)
+    torch.testing.assert_close(monitor.singular_values["encoder"], expected(model, tiny.rows(24)), rtol=1e-6, atol=1e-7)
+    assert monitor.history == []
+    trainer.test(model, tiny.loader(24, 4, seed=7), verbose=False)
+    torch.testing.assert_close(
+        monitor.singular_values["encoder"], expected(model, tiny.rows(24, seed=7)), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_three_processes_and_layers_of_three_widths(tmp_path):

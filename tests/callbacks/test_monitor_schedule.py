@@ -1,6 +1,7 @@
 """When EffectiveRankMonitor measures: validations, training epochs and windows of steps, whatever the loop is like."""
 
 import csv
+from functools import partial
 
 import pytest
 import reference
@@ -13,7 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_rank import EffectiveRankMonitor
+from lightning_rank.callbacks import _loggers
 from lightning_rank.callbacks._due import Due
+from lightning_rank.callbacks._keys import Keys
 
 
 class Stream(IterableDataset):
@@ -141,6 +144,65 @@ def test_windows_go_across_epochs_and_validations_and_these_have_keys_of_their_o
     assert kept.watched == 48, "EarlyStopping sees it at validations"
 
 
+@pytest.mark.parametrize(
+    ("options", "first", "then"),
+    [
+        ({"val_check_interval": 2}, (1, 16), [(5, 32), (11, 48)]),  # validations come first
+        ({"val_check_interval": 5}, (4, 40), [(5, 8), (11, 48)]),
+        ({"check_val_every_n_epoch": 4}, (4, 40), [(5, 8), (11, 48)]),  # the end of the epoch does
+    ],
+)
+def test_whoever_watches_the_windows_need_not_wait_for_the_first_to_be_full(options, first, then, tmp_path):
+    class Seen(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                self.first = getattr(self, "first", trainer.callback_metrics.get("rank/train/samples"))
+
+    monitor, seen = EffectiveRankMonitor(every_n_train_steps=6), Seen()
+    stopping = EarlyStopping(
+        "rank/train/effective", patience=99, check_on_train_epoch_end="val_check_interval" not in options
+    )
+    logger = CSVLogger(tmp_path)
+    fit(
+        monitor,
+        stopping,
+        seen,
+        train=tiny.loader(40, 8),
+        max_epochs=3,
+        num_sanity_val_steps=2,
+        logger=logger,
+        **options,
+    )
+    windows = [(row["step"], row["rank/train/samples"]) for row in monitor.history if "rank/train/samples" in row]
+    assert windows == [first, *then]
+    assert getattr(seen, "first", first[1]) == first[1]
+    with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
+        logged = [
+            (int(row["step"]), float(row["rank/train/samples"]))
+            for row in csv.DictReader(file)
+            if row["rank/train/samples"]
+        ]
+    assert logged == windows, "once each"
+
+
+def test_nobody_waits_for_validations_who_watches_windows():
+    monitor = EffectiveRankMonitor(["encoder"], every_n_epochs=3, every_n_train_steps=2)
+    fit(monitor, EarlyStopping("rank/train/encoder/effective", patience=99), max_epochs=4)
+    assert [row["epoch"] for row in monitor.history if "rank/encoder/samples" in row] == [2]
+
+
+def test_a_layer_called_train_is_not_taken_for_the_split():
+    keys = Keys(["train", "test.train"], True, None, "latents")
+    assert [
+        keys.split(key) for key in ("rank/train/effective", "rank/train/train/gap", "rank/test.train/gap", "loss")
+    ] == [
+        "validate",
+        "train",
+        "validate",
+        None,
+    ]
+
+
 def test_a_window_of_accumulated_batches_counts_optimizer_steps():
     monitor = EffectiveRankMonitor(every_n_train_steps=2)
     fit(monitor, val=None, max_epochs=2, accumulate_grad_batches=2)
@@ -265,6 +327,38 @@ def test_pictures_pay_for_themselves():
     assert 4 * len(drawn) <= 0.05 * now[0]
     assert len(drawn) >= 10
     assert drawn[0] == 24.0, "the first ones are reckoned to take a second"
+
+
+def test_pictures_of_validations_within_an_epoch_are_few_however_many_these_are(monkeypatch, tmp_path):
+    now, drawn = [0.0], []
+    monkeypatch.setattr("lightning_rank.callbacks._report.Due", partial(Due, clock=lambda: now[0]))
+
+    class Passes(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            now[0] += 1.0
+
+    class Pictures(CSVLogger):
+        def log_figure(self, key, figure, step):
+            now[0] += 0.25
+            drawn.append((key, step))
+
+    class Takes(_loggers._Comet):
+        def figure(self, logger, key, figure, step):
+            logger.log_figure(key, figure, step)
+
+        def histogram(self, *args):
+            pass
+
+    monkeypatch.setitem(_loggers._KINDS, "Pictures", Takes())
+    monitor = EffectiveRankMonitor("encoder")
+    options = {"val_check_interval": 1, "num_sanity_val_steps": 0, "logger": Pictures(tmp_path)}
+    fit(Passes(), monitor, train=tiny.loader(800, 8), model=tiny.TinyAutoencoder(), max_epochs=1, **options)
+    assert len(monitor.history) == 100
+    assert {key for key, _ in drawn} == {"rank/spectrum", "rank/waterfall"}
+    steps = [step for key, step in drawn if key == "rank/spectrum"]
+    # After twenty seconds, as the first are reckoned to take one; then every ten, as they take half a second; the last.
+    assert steps == [19, 29, 39, 49, 59, 69, 79, 89, 99]
+    assert 0.25 * len(drawn) <= 0.05 * now[0]
 
 
 @pytest.mark.parametrize(("at_once", "expected"), [(True, [0, 3, 6, 9]), (False, [2, 5, 8])])

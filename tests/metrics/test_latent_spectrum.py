@@ -210,7 +210,8 @@ def test_usable_after_an_epoch_in_inference_mode():
 def test_the_update_never_reads_back_from_the_device(max_rows):
     metric = LatentSpectrum(4, max_rows=max_rows).to("meta")  # where there is nothing to read
     for _ in range(12):
-        metric.update(torch.ones(500, 4, device="meta"))
+        mask = None if max_rows else torch.ones(500, device="meta")
+        metric.update(torch.ones(500, 4, device="meta"), mask)
     assert len(metric.pending) == 12 * (500 if max_rows is None else 250) % 2048
 
 
@@ -316,6 +317,38 @@ def test_a_share_has_the_spectrum_of_the_whole():
     torch.testing.assert_close(spectrum_of(*rows.split(8000), max_rows=1000), spectrum_of(rows), rtol=0.05, atol=0)
     whole = spectrum_of(rows, max_rows=40_000)
     assert torch.equal(whole, spectrum_of(rows))
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["on the CPU", "where reading would wait"])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_masked_positions_are_no_rows(axis, reads, monkeypatch):
+    monkeypatch.setattr("lightning_rank.metrics.latent_spectrum._knows_values", lambda latents: reads)
+    latents, mask = torch.randn(40, 70, 4), torch.rand(40, 70) < 0.3
+    latents[~mask] = 100.0
+    latents[0, 0], mask[0, 0] = torch.nan, True  # a bad row that counts as one
+    latents[1, 1], mask[1, 1] = torch.inf, False  # and one that nobody sees
+    metric = LatentSpectrum(4, feature_axis=axis)
+    for part, kept in zip(latents.split(9), mask.split(9), strict=True):
+        metric.update(part if axis is None else part.movedim(-1, axis), kept.float())
+    assert (metric.samples, metric.dropped_rows) == (mask.sum() - 1, 1)
+    expected = latents[mask & latents.isfinite().all(-1)]
+    torch.testing.assert_close(metric.compute(), torch.tensor(reference.deviations(expected.double().numpy())))
+    none = LatentSpectrum(4)
+    none.update(latents, torch.zeros(40, 70))
+    assert (none.samples, none.dropped_rows) == (0, 0)
+
+
+def test_a_share_of_the_rows_is_one_of_those_that_count():
+    metric = LatentSpectrum(2, max_rows=100)
+    metric.update(torch.arange(8000.0).reshape(100, 40, 2), torch.arange(40).expand(100, 40) < 20)
+    assert metric.samples == 100
+    assert (metric.pending[:, 0] / 2 % 40 < 20).all()
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 6), (3, 5, 4), ()])
+def test_a_mask_that_does_not_fit_is_refused(shape):
+    with pytest.raises(ValueError, match=r"mask: expected shape \(3, 5\), that of the positions of latents, got \("):
+        LatentSpectrum(4).update(torch.ones(3, 5, 4), torch.ones(shape))
 
 
 @pytest.mark.parametrize(
