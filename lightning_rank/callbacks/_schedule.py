@@ -97,7 +97,7 @@ class ScheduledObserver(LayerObserver):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whoever watches the windows looks when the validation is over."""
         super().on_validation_start(trainer, pl_module)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit":
             self._end_first_window(trainer, pl_module)
 
     def _end_first_window(self, trainer: Trainer, pl_module: LightningModule) -> None:

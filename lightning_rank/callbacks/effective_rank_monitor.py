@@ -77,8 +77,8 @@ class EffectiveRankMonitor(ScheduledObserver):
         every_n_epochs: Measure every so many validations, or training epochs. A ``ModelCheckpoint`` or
             ``EarlyStopping`` that watches a rank has the first one at once, and sees the last one in between.
         every_n_train_steps: Measure, too, the rows of the last so many training steps each time, as
-            ``trainer.global_step`` and ``ModelCheckpoint`` count them, whatever epochs and validations there are. The
-            first ends early if somebody watches these ranks and looks before.
+            ``trainer.global_step`` counts them, whatever epochs and validations there are. The first ends early if
+            somebody watches these ranks and looks before.
         name: Tells monitors apart, as part of the keys.
         variance_rtol: Threshold of ``rank/numerical``, relative to the largest variance.
         log_spectrum_every_n_epochs: Pictures are made each time that so much was measured since the last, the first
@@ -199,8 +199,7 @@ class EffectiveRankMonitor(ScheduledObserver):
         """Make the last pictures; say so if nothing was measured."""
         if self._report is not None:
             self._report.finish(trainer, self._curve.history)
-        debugging = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
-        if not self._curve.measured and not debugging:
+        if not self._curve.measured and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             self._say_nothing_came()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

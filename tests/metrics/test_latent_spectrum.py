@@ -338,7 +338,9 @@ def test_masked_positions_are_no_rows(axis, reads, monkeypatch):
     assert (none.samples, none.dropped_rows) == (0, 0)
 
 
-def test_a_share_of_the_rows_is_one_of_those_that_count():
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_share_of_the_rows_is_one_of_those_that_count(reads, monkeypatch):
+    monkeypatch.setattr("lightning_rank.metrics.latent_spectrum._knows_values", lambda latents: reads)
     metric = LatentSpectrum(2, max_rows=100)
     metric.update(torch.arange(8000.0).reshape(100, 40, 2), torch.arange(40).expand(100, 40) < 20)
     assert metric.samples == 100
