@@ -16,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_rank.compression import measure_by_rank
 from lightning_rank.nn import LinearBottleneck
-from lightning_rank.nn.submodules import find_submodule
+from lightning_rank.nn._submodules import find_submodule
 from lightning_rank.sampling import LatentSampler
 from lightning_rank.traversal import interpolate_latents
 

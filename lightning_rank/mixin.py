@@ -3,8 +3,8 @@
 from torch import nn
 
 from lightning_rank.insertion.attach import insert
+from lightning_rank.nn._outputs import Output
 from lightning_rank.nn.linear_bottleneck import Init, LinearBottleneck
-from lightning_rank.nn.outputs import Output
 
 
 class LinearBottleneckMixin:

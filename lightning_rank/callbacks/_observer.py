@@ -14,9 +14,9 @@ from torch import Tensor
 from lightning_rank.callbacks._samples import agreed_samples, evaluation_loaders, training_loaders
 from lightning_rank.callbacks._tap import Batch, LayerTap, home_of_spectra
 from lightning_rank.metrics import RowStatistics, synchronize
-from lightning_rank.nn.layer_axis import End
-from lightning_rank.nn.outputs import select_tensor
-from lightning_rank.nn.submodules import find_submodule
+from lightning_rank.nn._layer_axis import End
+from lightning_rank.nn._outputs import select_tensor
+from lightning_rank.nn._submodules import find_submodule
 
 
 class LayerObserver(Callback):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rank.callbacks._samples import Valid
-from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
+from lightning_rank.functional._feature_axis import as_rows, resolve_feature_axis
 from lightning_rank.metrics import LatentSpectrum
 from lightning_rank.nn import LinearBottleneck
-from lightning_rank.nn.layer_axis import End, features_beside
-from lightning_rank.nn.outputs import select_tensor
+from lightning_rank.nn._layer_axis import End, features_beside
+from lightning_rank.nn._outputs import select_tensor
 
 # What the module computes elsewhere, for a callback or a picture, are no rows of the split.
 _STEPS = ("training_step", "validation_step", "test_step")

@@ -10,9 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_rank.insertion.participation import expect_gradients
+from lightning_rank.insertion._participation import expect_gradients
+from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
-from lightning_rank.nn.submodules import plain_name
+from lightning_rank.optim._scheduling import SplitSchedulers
+from lightning_rank.optim._splitting import SplitOptimizer
+from lightning_rank.optim._wrapping import replaced, wrapped
 from lightning_rank.optim.param_groups import (
     MULTIPLIER_KEY,
     LinearGroup,
@@ -21,9 +24,6 @@ from lightning_rank.optim.param_groups import (
     linear_groups,
 )
 from lightning_rank.optim.response import response_to_learning_rate
-from lightning_rank.optim.scheduling import SplitSchedulers
-from lightning_rank.optim.splitting import SplitOptimizer
-from lightning_rank.optim.wrapping import replaced, wrapped
 
 #: Half the learning rate moves a layer half as far where the update follows it, else as far: the limit between.
 _NO_RESPONSE = 0.75

@@ -18,8 +18,8 @@ from lightning_rank.callbacks._report import SpectrumReport, send_histograms
 from lightning_rank.callbacks._scalars import log_epoch, log_steps
 from lightning_rank.callbacks._schedule import ScheduledObserver, Stage
 from lightning_rank.functional import numerical_rank
-from lightning_rank.nn.layer_axis import End
-from lightning_rank.nn.outputs import Output
+from lightning_rank.nn._layer_axis import End
+from lightning_rank.nn._outputs import Output
 
 Which = Output | Callable[[Any], Any] | None
 

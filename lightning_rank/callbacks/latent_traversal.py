@@ -21,8 +21,8 @@ from lightning_rank.callbacks._loggers import all_take_pictures, logger_step, se
 from lightning_rank.callbacks._observer import LayerObserver
 from lightning_rank.callbacks._samples import no_validation
 from lightning_rank.functional import Moments, merge_moments
-from lightning_rank.nn.outputs import Output
-from lightning_rank.nn.submodules import find_submodule
+from lightning_rank.nn._outputs import Output
+from lightning_rank.nn._submodules import find_submodule
 from lightning_rank.traversal import image_grid, interpolate_latents, traverse_principal_directions
 
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.compression.bottleneck import find_bottleneck
-from lightning_rank.compression.latents import (
+from lightning_rank.compression._bottleneck import find_bottleneck
+from lightning_rank.compression._latents import (
     axis_of,
     check_data,
     evaluating,

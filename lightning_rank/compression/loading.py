@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lightning_rank.compression.bottleneck import find_bottleneck, replace_submodule
-from lightning_rank.compression.folding import can_take, thinner_layer
-from lightning_rank.insertion.folding import Foldable
-from lightning_rank.insertion.hooks import carry_over
-from lightning_rank.insertion.loading import moved_to_new_place
-from lightning_rank.nn.submodules import plain_name
+from lightning_rank.compression._bottleneck import find_bottleneck, replace_submodule
+from lightning_rank.compression._folding import can_take, thinner_layer
+from lightning_rank.insertion._folding import Foldable
+from lightning_rank.insertion._hooks import carry_over
+from lightning_rank.insertion._loading import moved_to_new_place
+from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.compression.bottleneck import find_bottleneck, replace_submodule
-from lightning_rank.compression.folding import fold_decode
-from lightning_rank.compression.latents import (
+from lightning_rank.compression._bottleneck import find_bottleneck, replace_submodule
+from lightning_rank.compression._folding import fold_decode
+from lightning_rank.compression._latents import (
     axis_of,
     check_data,
     evaluating,
@@ -23,9 +23,9 @@ from lightning_rank.compression.latents import (
 from lightning_rank.compression.report import Truncation
 from lightning_rank.functional.moments import finite_moments, principal_directions
 from lightning_rank.functional.rank import numerical_rank
-from lightning_rank.insertion.folding import set_parameters
+from lightning_rank.insertion._folding import set_parameters
+from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
-from lightning_rank.nn.submodules import plain_name
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
 _SAMPLE_ROWS = 64  # to see whether folding leaves the outputs as they were

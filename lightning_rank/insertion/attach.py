@@ -7,13 +7,13 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import nn
 
-from lightning_rank.insertion.hooks import CHILD, hook_input, hook_output
-from lightning_rank.insertion.loading import load_old_layout, load_when_missing
-from lightning_rank.insertion.participation import expect_gradients
-from lightning_rank.nn.layer_axis import layer_features
+from lightning_rank.insertion._hooks import CHILD, hook_input, hook_output
+from lightning_rank.insertion._loading import load_old_layout, load_when_missing
+from lightning_rank.insertion._participation import expect_gradients
+from lightning_rank.nn._layer_axis import layer_features
+from lightning_rank.nn._outputs import Output
+from lightning_rank.nn._submodules import find_submodule, plain_name
 from lightning_rank.nn.linear_bottleneck import Init, LinearBottleneck
-from lightning_rank.nn.outputs import Output
-from lightning_rank.nn.submodules import find_submodule, plain_name
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lightning_rank.insertion.folding import Foldable, composed_behind, composed_in_front, set_parameters
-from lightning_rank.insertion.hooks import CHILD, hooked_at, unhook
-from lightning_rank.insertion.neighbours import first_layer, last_layer, layer_behind, layer_in_front
+from lightning_rank.insertion._folding import Foldable, composed_behind, composed_in_front, set_parameters
+from lightning_rank.insertion._hooks import CHILD, hooked_at, unhook
+from lightning_rank.insertion._neighbours import first_layer, last_layer, layer_behind, layer_in_front
+from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
-from lightning_rank.nn.submodules import plain_name
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -10,7 +10,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
+from lightning_rank.functional._feature_axis import as_rows, resolve_feature_axis
 from lightning_rank.functional.moments import Moments, merge_moments, principal_deviations, row_moments
 from lightning_rank.metrics.pooling import RowStatistics, pool_across_processes
 

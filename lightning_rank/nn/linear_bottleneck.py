@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_rank.functional._feature_axis import LayerFeatures, resolve_feature_axis
 from lightning_rank.functional.compose import compose_linear, without_autocast
-from lightning_rank.functional.feature_axis import LayerFeatures, resolve_feature_axis
 
 Init = Literal["orthogonal", "default"]
 

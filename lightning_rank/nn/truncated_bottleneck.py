@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.functional.feature_axis import LayerFeatures, resolve_feature_axis
+from lightning_rank.functional._feature_axis import LayerFeatures, resolve_feature_axis
 
 
 class TruncatedBottleneck(nn.Module):

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_rank.functional.learning_rate import inverse_depth
+from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
-from lightning_rank.nn.submodules import plain_name
 
 Multiplier = Literal["inverse_depth"] | float
 

@@ -12,7 +12,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from lightning_rank.functional.moments import finite_moments, principal_directions
 from lightning_rank.functional.rank import numerical_rank
-from lightning_rank.sampling.mixture import fit_mixture
+from lightning_rank.sampling._mixture import fit_mixture
 
 Kind = Literal["gaussian", "mixture"]
 

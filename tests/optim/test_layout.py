@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lightning_rank.optim._splitting import SplitOptimizer
 from lightning_rank.optim.param_groups import LinearGroup
-from lightning_rank.optim.splitting import SplitOptimizer
 
 PLACES = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([None, "a", "b"])), min_size=1, max_size=12)
 ONE_SHAPE = (2,)  # so that a state that goes astray is not found by its shape

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_rank.optim._splitting import SplitOptimizer
 from lightning_rank.optim.param_groups import LinearGroup
-from lightning_rank.optim.splitting import SplitOptimizer
 
 
 def parameters(count):

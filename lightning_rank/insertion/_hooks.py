@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_rank.nn.outputs import Output, replace_tensor, select_tensor, tensor_path
+from lightning_rank.nn._outputs import Output, replace_tensor, select_tensor, tensor_path
 
 #: Name of the child that the bottleneck becomes.
 CHILD = "linear_bottleneck"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.functional.feature_axis import as_rows, resolve_feature_axis
+from lightning_rank.functional._feature_axis import as_rows, resolve_feature_axis
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 

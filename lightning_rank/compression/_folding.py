@@ -8,9 +8,9 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.compression.bottleneck import replace_submodule
-from lightning_rank.insertion.folding import Foldable, composed_behind, is_foldable, set_parameters
-from lightning_rank.insertion.hooks import carry_over
+from lightning_rank.compression._bottleneck import replace_submodule
+from lightning_rank.insertion._folding import Foldable, composed_behind, is_foldable, set_parameters
+from lightning_rank.insertion._hooks import carry_over
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
 

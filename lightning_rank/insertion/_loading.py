@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_rank.insertion.hooks import CHILD
+from lightning_rank.insertion._hooks import CHILD
+from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
-from lightning_rank.nn.submodules import plain_name
 
 
 class _MissingWeight(str):

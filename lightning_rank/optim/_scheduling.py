@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_rank.optim.layout import PARTNER_KEY, Groups
+from lightning_rank.optim._layout import PARTNER_KEY, Groups
+from lightning_rank.optim._splitting import SplitOptimizer
 from lightning_rank.optim.param_groups import MULTIPLIER_KEY
-from lightning_rank.optim.splitting import SplitOptimizer
 
 #: What schedulers of torch keep for each group.
 _LISTS = ("base_lrs", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")

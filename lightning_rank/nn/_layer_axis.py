@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, padding, pooling, rnn, upsampling
 
-from lightning_rank.functional.feature_axis import LayerFeatures
+from lightning_rank.functional._feature_axis import LayerFeatures
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
 
 End = Literal["input", "output"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_rank.insertion.hooks import does_what_its_class_does
+from lightning_rank.insertion._hooks import does_what_its_class_does
 
 Foldable = nn.Linear | _ConvNd
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_rank.optim.layout import PARTNER_KEY, SCALED, Groups, arranged, in_layout_of, times
+from lightning_rank.optim._layout import PARTNER_KEY, SCALED, Groups, arranged, in_layout_of, times
+from lightning_rank.optim._wrapping import check_groups_can_be_added, replaced, wrapped
 from lightning_rank.optim.param_groups import MULTIPLIER_KEY, LinearGroup
-from lightning_rank.optim.wrapping import check_groups_can_be_added, replaced, wrapped
 
 _PER_PARAMETER = {"params", "param_names"}
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from lightning_rank.insertion.folding import Foldable, is_foldable
-from lightning_rank.insertion.hooks import does_what_its_class_does
+from lightning_rank.insertion._folding import Foldable, is_foldable
+from lightning_rank.insertion._hooks import does_what_its_class_does
 
 Path = tuple[int | str, ...]
 
