@@ -1,15 +1,15 @@
 """Autoencoders trained until their rank has stopped to matter: is there a best rank, and what gets there?
 
 ``python benchmarks/converged.py --data-dir DIR`` trains an MLP on Fashion-MNIST for 30,000 steps, and some of it for
-100,000: plain, with linear layers as here over gains and depths, with linear layers as in IRMAE, and the controls:
-narrower latents, latents cut to their leading directions, training that stops early. It measures at several stops:
-rank, error, probes with few labels and many, samples. Stopped at any time, the same command goes on from the last stop;
+100,000; with ``--data cifar10`` IRMAE's network in small on CIFAR-10 for 10,000, and most of it for 30,000. It takes
+plain networks, linear layers as here over gains and depths, linear layers as in IRMAE, and the controls: narrower
+latents, latents cut to their leading directions, training that stops early. It measures at several stops: rank, error,
+probes with few labels and many, samples. Stopped at any time, the same command goes on from the last stop;
 ``--shard 0/2`` and ``--shard 1/2`` share the runs between two processes, and ``--report`` makes the report of what is
 there. ``--quick`` takes digits and a few short runs, and writes nothing.
 """
 
 import argparse
-import gzip
 import json
 import sys
 import tempfile
@@ -21,20 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import converged_report as findings
-import numpy as np
 import report
 import torch
 from cells import draw
-from converged_measures import Images, Measures, both_ways, truncated
+from converged_measures import Measures, both_ways, truncated
 from converged_study import (
     BATCH_SIZE,
-    FULL,
     LEARNING_RATE,
     PLAIN,
+    PLANS,
     QUICK,
-    VALIDATION_IMAGES,
+    Plan,
     Setting,
-    Study,
     missing,
     settings_of,
 )
@@ -45,22 +43,12 @@ from torch import Tensor, nn
 from lightning_rank.nn import LinearBottleneck
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import data
 from files import replacing, write_whole
 
-FILES = [f"{split}-{kind}-ubyte.gz" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
-
-def network(study: Study, setting: Setting, features: int) -> nn.Sequential:
+def network(plan: Plan, setting: Setting) -> nn.Sequential:
     """Encoder, bottleneck and decoder; with the same seed the same encoder and decoder, whatever is between."""
-    wide, narrow = study.hidden
-    encoder = nn.Sequential(
-        nn.Linear(features, wide), nn.ReLU(), nn.Linear(wide, narrow), nn.ReLU(), nn.Linear(narrow, setting.width)
-    )
-    decoder = nn.Sequential(
-        *(nn.Linear(setting.width, narrow), nn.ReLU(), nn.Linear(narrow, wide), nn.ReLU()),
-        *(nn.Linear(wide, features), nn.Sigmoid()),
-    )
+    encoder, decoder = plan.network(setting.width)
     if setting.depth == 0:
         return nn.Sequential(encoder, nn.Identity(), decoder)
     init = "default" if setting.family == "irmae" else "orthogonal"
@@ -99,7 +87,7 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, b
         optimizer.step()
 
 
-def run(study: Study, setting: Setting, seed: int, stops: Sequence[int], measures: Measures, directory: Path) -> None:
+def run(plan: Plan, setting: Setting, seed: int, stops: Sequence[int], measures: Measures, directory: Path) -> None:
     """Train from where the run was left, and measure at each stop: a file a row, each written as a whole."""
     directory = directory / f"{setting.name}-seed{seed}"
     if all((directory / f"{stop}.json").exists() for stop in stops):
@@ -107,7 +95,7 @@ def run(study: Study, setting: Setting, seed: int, stops: Sequence[int], measure
     directory.mkdir(parents=True, exist_ok=True)
     images, _ = measures.images.splits["train"]
     torch.manual_seed(seed)
-    module = network(study, setting, images.shape[1])
+    module = network(plan, setting)
     optimizer = optimizer_of(module, setting)
     checkpoint, done, seconds = directory / "last.pt", 0, 0.0
     if checkpoint.exists():
@@ -125,55 +113,25 @@ def run(study: Study, setting: Setting, seed: int, stops: Sequence[int], measure
                 torch.save(state | {"steps": done, "seconds": seconds}, partial)
         if done == stop and not (directory / f"{stop}.json").exists():
             start = time.perf_counter()
-            for name, row in measured(study, setting, seed, done, module, measures):
+            for name, row in measured(plan, setting, seed, done, module, measures):
                 row |= {"train/seconds": seconds, "measure/seconds": time.perf_counter() - start}
                 write_whole(directory / f"{name}.json", json.dumps(row))
             print(f"{time.strftime('%H:%M:%S')} {directory.name} {stop} ({seconds:.0f} s of training)", flush=True)
 
 
 def measured(
-    study: Study, setting: Setting, seed: int, steps: int, module: nn.Module, measures: Measures
+    plan: Plan, setting: Setting, seed: int, steps: int, module: nn.Module, measures: Measures
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a stop by name: that of the run is the last, so that with it all are there."""
     ways, images = both_ways(module.eval()), measures.images.splits["train"][0]
-    if setting == PLAIN and steps >= max(study.stops):
+    if setting == PLAIN and steps >= max(plan.stops):
         with torch.no_grad():
             latents = ways[0](images)
-        for rank in (rank for rank in study.cuts if rank < setting.width and latents.isfinite().all()):
+        for rank in (rank for rank in plan.cuts if rank < setting.width and latents.isfinite().all()):
             row = asdict(Setting("truncated", rank)) | {"seed": seed, "steps": steps}
             yield f"{steps}-cut{rank}", row | measures(*truncated(*ways, latents, rank), seed)
     yield f"{steps}", asdict(setting) | {"seed": seed, "steps": steps} | measures(*ways, seed)
     module.train()
-
-
-def fashion_mnist(directory: Path) -> Images:
-    """Fashion-MNIST from its four IDX files, packed; of the training images 10,000 are held out for validation."""
-    if missing_files := [name for name in FILES if not (directory / name).exists()]:
-        raise SystemExit(
-            f"{directory}: expected {', '.join(missing_files)}; Debian's package dataset-fashion-mnist has them"
-        )
-
-    def read(name: str, offset: int) -> Tensor:
-        return torch.tensor(np.frombuffer(gzip.decompress((directory / name).read_bytes()), np.uint8, offset=offset))
-
-    def split(name: str) -> tuple[Tensor, Tensor]:
-        images = read(f"{name}-images-idx3-ubyte.gz", 16).view(-1, 28 * 28).float() / 255
-        return images, read(f"{name}-labels-idx1-ubyte.gz", 8).long()
-
-    images, labels = split("train")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    val, train = order[:VALIDATION_IMAGES], order[VALIDATION_IMAGES:]
-    splits = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": split("t10k")}
-    return Images(splits, (1, 28, 28))
-
-
-def digits() -> Images:
-    """Small images that come with scikit-learn."""
-    module = data.digits()
-    module.setup("fit")
-    module.setup("test")
-    splits = {name: getattr(module, f"{name}").tensors for name in ("train", "val", "test")}
-    return Images(splits, (1, 8, 8))
 
 
 def rows_of(directory: Path) -> list[dict[str, Any]]:
@@ -181,10 +139,10 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(directory.glob("*-seed*/*.json"))]
 
 
-def draw_all(study: Study, rows: Sequence[dict[str, Any]], directory: Path) -> None:
+def draw_all(plan: Plan, rows: Sequence[dict[str, Any]], steps: int, directory: Path) -> None:
     """Both pictures."""
-    draw(cells_at(rows, study.stops[-1]), MEASURES, "rank/effective", directory / "against_rank.png")
-    longer = [row for row in rows if any(row.items() >= asdict(setting).items() for setting in study.longer)]
+    draw(cells_at(rows, steps), MEASURES, "rank/effective", directory / "against_rank.png")
+    longer = [row for row in rows if any(row.items() >= asdict(setting).items() for setting in plan.longer)]
     findings.draw_over_steps(longer, directory / "over_steps.png")
 
 
@@ -192,32 +150,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="digits and a few short runs, and nothing is written")
     parser.add_argument("--report", action="store_true", help="no training: the report of what is there")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="holds the four packed IDX files")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/converged"), help="for the runs")
+    parser.add_argument("--data", choices=PLANS, default="fashion_mnist")
+    parser.add_argument(
+        "--data-dir", type=Path, default="data", help="the four packed IDX files; of cifar10 folders train/ and test/"
+    )
+    parser.add_argument("--output-dir", type=Path, help="for the runs; outputs/NAME, that of the report, if not given")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th run, from the I-th")
+    parser.add_argument("--steps", type=int, help="the stop that the report is about")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # the moments of units that died
     warnings.simplefilter("ignore", ConvergenceWarning)  # of mixtures: what is reached is judged like any other
     shard, shards = map(int, args.shard.split("/"))
+    plan = QUICK if args.quick else PLANS[args.data]
+    steps = args.steps or plan.stops[-1]
     with tempfile.TemporaryDirectory() as scratch:
-        study, directory = (QUICK, Path(scratch)) if args.quick else (FULL, args.output_dir)
+        directory = Path(scratch) if args.quick else args.output_dir or Path("outputs") / plan.name
         directory.mkdir(parents=True, exist_ok=True)
         if not args.report:
-            images = digits() if args.quick else fashion_mnist(args.data_dir)
-            measures = Measures(images, directory / "classifier.pt", draws=1 if args.quick else 10)
-            for setting, seed, stops in list(study.jobs())[shard::shards]:
-                run(study, setting, seed, stops, measures, directory)
+            measures = Measures(plan.read(args.data_dir), directory / "classifier.pt", draws=1 if args.quick else 10)
+            for setting, seed, stops in list(plan.jobs())[shard::shards]:
+                run(plan, setting, seed, stops, measures, directory)
         if args.quick or args.report:
             rows = rows_of(directory)
-            body = findings.body(rows, study.stops[-1], settings_of(study), missing(study, rows))
+            body = findings.body(rows, steps, settings_of(plan), missing(plan, rows))
             print(body)
-            draw_all(study, rows, directory)
+            draw_all(plan, rows, steps, directory)
         if args.report:
-            print(report.write("converged", "Autoencoders trained to convergence: is there a best rank?", body))
-            draw_all(study, rows, report.RESULTS / "converged")
+            print(report.write(plan.name, plan.title, body))
+            draw_all(plan, rows, steps, report.RESULTS / plan.name)
             kept = ("family", "width", "depth", "gain", "seed", "steps", "train/error", "val/error", *MEASURES)
-            report.write_csv("converged", "runs.csv", [{key: row.get(key, "") for key in kept} for row in rows])
+            report.write_csv(plan.name, "runs.csv", [{key: row.get(key, "") for key in kept} for row in rows])
 
 
 if __name__ == "__main__":

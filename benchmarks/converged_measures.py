@@ -3,12 +3,12 @@
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from converged_images import BATCH_SIZE, Images
 from torch import Tensor, nn
 
 from lightning_rank.functional import (
@@ -35,26 +35,8 @@ INVERSE_REGULARIZATIONS = tuple(10.0**k for k in range(-5, 3))
 #: Numbers of leading directions that latents are cut to, for the curve of the error.
 CUTS = (1, 2, 4, 8, 16, 32)
 COMPONENTS, MIXTURE_ROWS = 10, 20_000
-BATCH_SIZE = 1000
 
 Map = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images as vectors in [0, 1] and their labels, by split: ``"train"``, ``"val"`` and ``"test"``."""
-
-    splits: dict[str, Labelled]
-    shape: tuple[int, ...]
-
-    def for_features(self, rows: Tensor) -> Tensor:
-        """As a classifier takes them: images, or vectors where they are too small for convolutions."""
-        return rows.unflatten(1, self.shape) if self.shape[-1] >= 28 else rows
-
-    def batches(self, split: str) -> Iterator[list[Tensor]]:
-        """All of a split, for a classifier."""
-        images, labels = self.splits[split]
-        yield from map(list, zip(self.for_features(images).split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))
 
 
 class Measures:

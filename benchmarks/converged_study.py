@@ -1,13 +1,24 @@
 """What is trained to convergence, in which order, and how the report says it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from converged_images import (
+    VALIDATION_IMAGES,
+    EncoderAndDecoder,
+    Images,
+    cifar10,
+    convolutional,
+    digits,
+    fashion_mnist,
+    mlp,
+)
 from converged_measures import INVERSE_REGULARIZATIONS, VARIANCE_RTOL
 
 LEARNING_RATE, BATCH_SIZE = 1e-3, 128
-VALIDATION_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,15 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Study:
-    """The sizes of everything.
+class Plan:
+    """The images, their network, and the sizes of everything.
 
     Attributes:
-        data: What the report says of it.
-        hidden: Widths of the two hidden layers.
+        name: Of the report, and of the folder of the runs.
+        title: Of the report.
+        about: What the report says of images and network.
+        read: Takes the folder of the images.
+        network: Takes the width of the latents.
         settings: What is trained, the most telling first.
         telling: How many of them are trained with three seeds before the others have more than one.
         stops: Steps after which all are measured.
@@ -43,8 +57,11 @@ class Study:
         seeds: Number of seeds.
     """
 
-    data: str
-    hidden: tuple[int, int]
+    name: str
+    title: str
+    about: str
+    read: Callable[[Path], Images]
+    network: Callable[[int], EncoderAndDecoder]
     settings: Sequence[Setting]
     telling: int
     stops: Sequence[int]
@@ -82,10 +99,14 @@ GAINS = {2: (0.03, 0.1), 4: (0.01, 0.03, 0.1, 0.3, 1.0), 8: (0.03, 0.1)}
 OURS = {(depth, gain): Setting("ours", depth=depth, gain=gain) for depth, gains in GAINS.items() for gain in gains}
 IRMAE = {depth: Setting("irmae", depth=depth) for depth in (2, 4, 8)}
 NARROW = {width: Setting("narrow", width) for width in (2, 4, 8, 16, 32)}
-FULL = Study(
-    data=f"""Fashion-MNIST: 50,000 images to train on, {VALIDATION_IMAGES:,} of its training images, drawn once, for
-validation, its 10,000 test images for what is reported.""",
-    hidden=(256, 128),
+FASHION_MNIST = Plan(
+    name="converged",
+    title="Autoencoders trained to convergence: is there a best rank?",
+    about=f"""Fashion-MNIST: 50,000 images to train on, {VALIDATION_IMAGES:,} of its training images, drawn once, for
+validation, its 10,000 test images for what is reported. Encoder of 256 and 128 hidden units with ReLU to latents 64
+wide, and back to a sigmoid""",
+    read=fashion_mnist,
+    network=partial(mlp, 28 * 28, (256, 128)),
     settings=[
         PLAIN,
         *(OURS[4, gain] for gain in (0.03, 0.1)),
@@ -110,9 +131,38 @@ validation, its 10,000 test images for what is reported.""",
     longest=100_000,
     seeds=5,
 )
-QUICK = Study(
-    data="Digits.",
-    hidden=(32, 16),
+#: What is most telling, at fewer stops; all of it to the first two before any to the last.
+CIFAR10 = Plan(
+    name="converged_cifar10",
+    title="Convolutional autoencoders on CIFAR-10 trained to convergence: is there a best rank?",
+    about="""CIFAR-10: 45,000 images to train on, 5,000 of its training images, drawn once, for validation, its 10,000
+test images for what is reported, all as JPEG files. IRMAE's network in small: four convolutions of stride 2 with 8, 16,
+32 and 64 channels (IRMAE has four times as many) to latents 64 wide (128), and back to a sigmoid""",
+    read=cifar10,
+    network=partial(convolutional, 8),
+    settings=[
+        PLAIN,
+        *(OURS[4, gain] for gain in (0.03, 0.1)),
+        NARROW[16],
+        NARROW[8],
+        IRMAE[4],
+        OURS[4, 0.3],
+        NARROW[32],
+    ],
+    telling=6,
+    stops=(2_000, 10_000),
+    plain_stops=(4_000, 6_000, 20_000),
+    cuts=(4, 8, 16, 32),
+    longer=[PLAIN, OURS[4, 0.03], OURS[4, 0.1], NARROW[16], NARROW[8], IRMAE[4]],
+    longest=30_000,
+    seeds=3,
+)
+PLANS = {"fashion_mnist": FASHION_MNIST, "cifar10": CIFAR10}
+QUICK = replace(
+    FASHION_MNIST,
+    about="Digits. An MLP",
+    read=digits,
+    network=partial(mlp, 64, (32, 16)),
     settings=[PLAIN, OURS[4, 0.1], NARROW[4], IRMAE[4]],
     telling=4,
     stops=(40,),
@@ -124,9 +174,9 @@ QUICK = Study(
 )
 
 
-def missing(study: Study, rows: Sequence[dict[str, Any]]) -> str:
+def missing(plan: Plan, rows: Sequence[dict[str, Any]]) -> str:
     """How much of it is not there yet."""
-    wanted = {(*asdict(setting).values(), seed, stop) for setting, seed, stops in study.jobs() for stop in stops}
+    wanted = {(*asdict(setting).values(), seed, stop) for setting, seed, stops in plan.jobs() for stop in stops}
     left = wanted - {tuple(row[key] for key in (*asdict(PLAIN), "seed", "steps")) for row in rows}
     if not left:
         return f"All {len(wanted)} stops of all runs are here."
@@ -134,13 +184,12 @@ def missing(study: Study, rows: Sequence[dict[str, Any]]) -> str:
     return f"**Not finished: {len(left)} of {len(wanted)} stops, of {len(runs)} runs, are missing.**"
 
 
-def settings_of(study: Study) -> str:
+def settings_of(plan: Plan) -> str:
     """What the report says of how it was done."""
-    stops = ", ".join(f"{stop:,}" for stop in study.stops)
-    return f"""{study.data} Encoder of {study.hidden[0]} and {study.hidden[1]} hidden units with ReLU to latents
-{PLAIN.width} wide, and back to a sigmoid; Adam, learning rate {LEARNING_RATE:g}, batch {BATCH_SIZE}, no schedule, no
-decay, squared error summed over pixels; seeds 0 to {study.seeds - 1}, measured after {stops} steps, some settings after
-{study.longest:,}. With one seed all settings see the same batches, and those of one width start from the same encoder
+    stops = ", ".join(f"{stop:,}" for stop in plan.stops)
+    return f"""{plan.about}; Adam, learning rate {LEARNING_RATE:g}, batch {BATCH_SIZE}, no schedule, no
+decay, squared error summed over pixels; seeds 0 to {plan.seeds - 1}, measured after {stops} steps, some settings after
+{plan.longest:,}. With one seed all settings see the same batches, and those of one width start from the same encoder
 and decoder. Effective rank: exponential of the entropy of the *singular values* of validation latents; numerical rank:
 directions with more than {VARIANCE_RTOL:g} of the largest *variance*. Probes: test accuracy of logistic regression on
 training latents, 10 draws of the labelled images (all: 1,000 a class, one draw), strength chosen on all labels of the

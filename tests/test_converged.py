@@ -4,17 +4,22 @@ import gzip
 import json
 from pathlib import Path
 
-import converged
+import converged_images
 import pytest
 import torch
-from converged import Images, batch_indices, network, optimizer_of, rows_of, run
+from converged import batch_indices, network, optimizer_of, rows_of, run
+from converged_images import Images
 from converged_measures import Measures, both_ways, truncated
-from converged_study import IRMAE, OURS, PLAIN, Setting, Study
+from converged_study import IRMAE, NARROW, OURS, PLAIN, PLANS, Plan, Setting
+from PIL import Image
 from torch import nn
 
-TINY = Study(
-    data="Random.",
-    hidden=(8, 6),
+TINY = Plan(
+    name="tiny",
+    title="Tiny",
+    about="Random",
+    read=lambda directory: Fake().images,
+    network=lambda dim: converged_images.mlp(16, (8, 6), dim),
     settings=[PLAIN, OURS[4, 0.1]],
     telling=2,
     stops=(3, 300),
@@ -91,11 +96,12 @@ def test_a_pass_holds_each_image_once_and_is_known_from_the_step_alone():
         assert all(map(torch.equal, batch_indices(300, 7, start, 6), whole[start:]))
 
 
-def test_with_one_seed_encoder_and_decoder_start_the_same():
+@pytest.mark.parametrize("plan", [TINY, *PLANS.values()], ids=lambda plan: plan.name)
+def test_with_one_seed_encoder_and_decoder_start_the_same(plan):
     made = []
     for setting in (PLAIN, OURS[4, 0.1], IRMAE[2]):
         torch.manual_seed(3)
-        made.append(network(TINY, setting, 16))
+        made.append(network(plan, setting))
     plain, ours, irmae = made
     for other in (ours, irmae):
         for part in (0, 2):
@@ -109,7 +115,7 @@ def test_with_one_seed_encoder_and_decoder_start_the_same():
     ("setting", "rates"), [(PLAIN, [1e-3]), (OURS[4, 0.1], [1e-3, 2.5e-4]), (IRMAE[4], [1e-3, 1e-3])]
 )
 def test_only_ours_has_the_learning_rate_over_depth(setting, rates):
-    optimizer = optimizer_of(network(TINY, setting, 16), setting)
+    optimizer = optimizer_of(network(TINY, setting), setting)
     assert [group["lr"] for group in optimizer.param_groups] == rates
 
 
@@ -123,9 +129,9 @@ def archive(directory, images):
 
 
 def test_validation_images_are_held_out_of_the_training_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(converged, "VALIDATION_IMAGES", 11)
+    monkeypatch.setattr(converged_images, "VALIDATION_IMAGES", 11)
     archive(tmp_path, 30)
-    splits = converged.fashion_mnist(tmp_path).splits
+    splits = converged_images.fashion_mnist(tmp_path).splits
     assert {name: len(labels) for name, (_, labels) in splits.items()} == {"train": 19, "val": 11, "test": 7}
     for name, offset in (("train", 100), ("val", 100), ("test", 0)):
         images, labels = splits[name]
@@ -136,13 +142,47 @@ def test_validation_images_are_held_out_of_the_training_images(tmp_path, monkeyp
 
 def test_a_missing_archive_says_where_to_get_it(tmp_path):
     with pytest.raises(SystemExit, match=r"expected train-images-idx3-ubyte\.gz, "):
-        converged.fashion_mnist(tmp_path)
+        converged_images.fashion_mnist(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "features"), [("fashion_mnist", 784), ("cifar10", 3072)])
+def test_networks_of_rows(name, features):
+    rows = torch.rand(3, features)
+    encoder, bottleneck, decoder = network(PLANS[name], NARROW[8])
+    latents = bottleneck(encoder(rows))
+    assert latents.shape == (3, 8)
+    assert decoder(latents).shape == rows.shape
+    torch.testing.assert_close(decoder(latents[1:2]), decoder(latents)[1:2])
+
+
+def test_cifar10_is_read_from_folders(tmp_path):
+    """Each image is of one grey, known by its class and split; a tenth of those to train on is held out."""
+    greys = {("train", "cat"): 40, ("train", "dog"): 80, ("test", "cat"): 120, ("test", "dog"): 160}
+    for (split, label), grey in greys.items():
+        (tmp_path / split / label).mkdir(parents=True)
+        for k in range(10):
+            Image.new("RGB", (32, 32), (grey + k,) * 3).save(tmp_path / split / label / f"{k}.png")
+    images = converged_images.cifar10(tmp_path)
+    assert {name: rows.shape for name, (rows, _) in images.splits.items()} == {
+        "train": (18, 3072),
+        "val": (2, 3072),
+        "test": (20, 3072),
+    }
+    seen = {name: (255 * rows[:, 0]).round().int() for name, (rows, _) in images.splits.items()}
+    assert sorted(torch.cat([seen["train"], seen["val"]]).tolist()) == [*range(40, 50), *range(80, 90)]
+    assert torch.equal(images.splits["test"][1], (seen["test"] >= 160).long())
+    assert images.for_features(images.splits["val"][0]).shape == (2, 3, 32, 32)
+
+
+def test_missing_folders_say_what_is_expected(tmp_path):
+    with pytest.raises(SystemExit, match="expected a folder of images for each class"):
+        converged_images.cifar10(tmp_path / "none")
 
 
 @pytest.fixture(scope="module")
 def measures(tmp_path_factory):
     path = tmp_path_factory.mktemp("classifier") / "classifier.pt"
-    return Measures(converged.digits(), path, draws=2)
+    return Measures(converged_images.digits(), path, draws=2)
 
 
 def test_what_is_measured_of_latents_that_are_the_images(measures):

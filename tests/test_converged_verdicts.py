@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import converged_report
 import pytest
-from converged_study import FULL, NARROW, OURS, PLAIN, Setting, missing
+from converged_study import FASHION_MNIST, NARROW, OURS, PLAIN, Setting, missing
 from converged_verdicts import (
     AGAINST,
     HOLDS,
@@ -188,15 +188,15 @@ def test_the_plain_network_over_its_stops_is_a_line():
 
 
 def test_the_report_says_what_is_missing():
-    wanted = [(setting, seed, stop) for setting, seed, stops in FULL.jobs() for stop in stops]
+    wanted = [(setting, seed, stop) for setting, seed, stops in FASHION_MNIST.jobs() for stop in stops]
     made = [asdict(setting) | {"seed": seed, "steps": stop} for setting, seed, stop in dict.fromkeys(wanted)]
-    assert missing(FULL, made).startswith(f"All {len(made)} stops")
-    assert f"{len(made)} of {len(made)} stops, of 90 runs, are missing" in missing(FULL, [])
-    assert "1 of" in missing(FULL, made[1:])
+    assert missing(FASHION_MNIST, made).startswith(f"All {len(made)} stops")
+    assert f"{len(made)} of {len(made)} stops, of 90 runs, are missing" in missing(FASHION_MNIST, [])
+    assert "1 of" in missing(FASHION_MNIST, made[1:])
 
 
 def test_what_tells_most_is_trained_first():
-    jobs = list(FULL.jobs())
+    jobs = list(FASHION_MNIST.jobs())
     assert len(jobs) == 5 * 18 + 5 * 4
     assert len({(setting, seed, tuple(stops)) for setting, seed, stops in jobs}) == len(jobs)
     assert [seed for _, seed, _ in jobs[: 3 * 18]] == [0] * 18 + [1] * 10 + [2] * 10 + [1] * 8 + [2] * 8
