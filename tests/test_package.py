@@ -1,8 +1,10 @@
 """What importing the package brings, and what it does not."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import lightning_rank
 import lightning_rank.compression
@@ -76,3 +78,13 @@ def test_importing_it_imports_no_extra():
         "assert not new & {'PIL', 'matplotlib', 'sklearn', 'tensorboard', 'torchvision', 'wandb'}, new"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+def test_the_address_of_the_repository_is_one():
+    root = Path(__file__).parents[1]
+    address = r"https://[\w.]+/lightning-rank/[\w-]+"
+    assert len(set(re.findall(address, (root / "pyproject.toml").read_text()))) == 1
+    texts = [root / "README.md", root / "CONTRIBUTING.md", root / "CITATION.cff"]
+    texts += [page for room in ("docs", "examples", "lightning_rank") for page in (root / room).rglob("*.[mp][dy]")]
+    elsewhere = [path for path in texts if re.search(address, path.read_text())]
+    assert elsewhere == []

@@ -117,7 +117,9 @@ class LatentTraversal(LayerObserver):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the hook, early enough for whoever compiles the module next."""
         if find_spec("PIL") is None:
-            raise ModuleNotFoundError("LatentTraversal: pictures are made by Pillow: pip install pillow")
+            raise ModuleNotFoundError(
+                "LatentTraversal: pictures are made by Pillow, which is missing: pip install 'lightning-rank[plots]'"
+            )
         self._undrawn, self._due = None, Due(self.every_n_epochs, at_once=False)
         super().setup(trainer, pl_module, stage)
 

@@ -31,7 +31,8 @@ def fit_mixture(rows: Tensor, n_components: int) -> tuple[Tensor, Tensor, Tensor
         from sklearn.mixture import GaussianMixture
     except ImportError as error:
         raise ImportError(
-            "kind='mixture' needs scikit-learn for the fit: pip install scikit-learn; kind='gaussian' does not"
+            "kind='mixture' needs scikit-learn for the fit: pip install 'lightning-rank[sampling]'; kind='gaussian' "
+            "does not"
         ) from error
     if len(rows) < n_components:
         raise ValueError(

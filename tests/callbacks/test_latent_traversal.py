@@ -384,7 +384,7 @@ def test_bad_arguments_are_refused(monkeypatch):
         with pytest.raises(ValueError, match=r"image_shape: expected \(C, H, W\) with 1 or 3 channels, got \("):
             LatentTraversal(image_shape=bad)
     monkeypatch.setattr("lightning_rank.callbacks.latent_traversal.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install pillow"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-rank\[plots\]'"):
         fit()
 
 

@@ -231,5 +231,7 @@ def test_bad_input_is_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match=r"latents: expected shape \(..., 4\), got \(3, 5\)"):
         sampler.log_prob(torch.randn(3, 5))
     monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
-    with pytest.raises(ImportError, match=r"kind='mixture' needs scikit-learn .* pip install scikit-learn"):
+    with pytest.raises(
+        ImportError, match=r"kind='mixture' needs scikit-learn .* pip install 'lightning-rank\[sampling\]'"
+    ):
         LatentSampler(kind="mixture").fit(latents)
