@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_rank.compression import measure_by_rank
+from lightning_rank.functional import VARIANCE_RTOL
 from lightning_rank.nn import LinearBottleneck
 from lightning_rank.nn._submodules import find_submodule
 from lightning_rank.sampling import LatentSampler
@@ -67,7 +68,7 @@ class AutoencoderEvaluation:
         self,
         datamodule: LightningDataModule,
         classifier: str | Path,
-        variance_rtol: float = 1e-2,
+        variance_rtol: float = VARIANCE_RTOL,
         limits: dict[str, Limit] | None = None,
     ) -> None:
         self.datamodule = datamodule

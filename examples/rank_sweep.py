@@ -25,6 +25,8 @@ from runs import METHODS, identity
 from sweep import RankSweep
 from sweep_loggers import LOGGERS
 
+from lightning_rank.functional import VARIANCE_RTOL
+
 DATA = ("digits", "synthetic", "fashion_mnist", "cifar10", "celeba", "folder")
 
 
@@ -91,7 +93,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             type=_limit,
             help="so many batches, or a share such as 0.1; all if not given",
         )
-    parser.add_argument("--variance-rtol", type=float, default=1e-2, help="threshold of the numerical rank")
+    parser.add_argument("--variance-rtol", type=float, default=VARIANCE_RTOL, help="threshold of the numerical rank")
     parser.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="train every N-th run, from the I-th"
     )

@@ -21,7 +21,7 @@ from runs import METHODS, Run, identity, list_runs
 from sweep_callbacks import Progress, SaveTraining
 
 from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck
-from lightning_rank.functional import weight_decay_for_variance_cutoff
+from lightning_rank.functional import VARIANCE_RTOL, weight_decay_for_variance_cutoff
 
 
 class RankSweep:
@@ -77,7 +77,7 @@ class RankSweep:
         seeds: Sequence[int] = (0,),
         max_epochs: int = 150,
         variance_cutoff: float | None = None,
-        variance_rtol: float = 1e-2,
+        variance_rtol: float = VARIANCE_RTOL,
         evaluate: Callable[[LightningModule, Path, int], dict[str, float]] | None = None,
         shard: tuple[int, int] = (1, 1),
         logger: str = "wandb",

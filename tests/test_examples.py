@@ -1,6 +1,7 @@
 """The example trainer, as a user runs it."""
 
 import csv
+import inspect
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import rank_sweep
 import shrink_autoencoder
 import torch
 from PIL import Image
+
+from lightning_rank.functional import VARIANCE_RTOL
 
 SCRIPT = Path(rank_sweep.__file__)
 QUICK = ["--max-epochs", "2", "--depths", "0", "2"]
@@ -123,9 +126,15 @@ def test_a_run_killed_after_training_is_measured_and_one_killed_just_before_is_t
     assert {**again, "seconds": None} == {**first, "seconds": None}
 
 
+def test_the_threshold_of_the_numerical_rank_is_that_of_the_package():
+    assert rank_sweep.parse_args([]).variance_rtol == VARIANCE_RTOL
+    for taker in (rank_sweep.RankSweep, rank_sweep.AutoencoderEvaluation):
+        assert inspect.signature(taker).parameters["variance_rtol"].default == VARIANCE_RTOL
+
+
 def test_synthetic_data_end_at_their_rank(tmp_path):
     arguments = ["--logger", "none", "--data", "synthetic", "--methods", "ours", "--depths", "4", "--gain", "0.03"]
-    (result,) = rank_sweep.main([*arguments, "--variance-rtol", "1e-3", "--output-dir", str(tmp_path)])
+    (result,) = rank_sweep.main([*arguments, "--output-dir", str(tmp_path)])
     assert result["rank/numerical"] == 8
 
 

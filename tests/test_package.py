@@ -1,5 +1,6 @@
 """What importing the package brings, and what it does not."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def test_the_public_names_are_those_of_the_contract():
     ]
     for package in (lightning_rank, *parts):
         assert all(hasattr(package, name) for name in package.__all__)
+
+
+def test_the_threshold_of_the_numerical_rank_is_one_everywhere():
+    takers = [
+        lightning_rank.functional.numerical_rank,
+        lightning_rank.metrics.NumericalRank,
+        lightning_rank.EffectiveRankMonitor,
+        lightning_rank.truncate_linear_bottleneck,
+        lightning_rank.sampling.LatentSampler,
+    ]
+    defaults = {taker.__name__: inspect.signature(taker).parameters["variance_rtol"].default for taker in takers}
+    assert defaults == dict.fromkeys(defaults, 1e-3)
 
 
 def test_the_version_is_in_one_place():

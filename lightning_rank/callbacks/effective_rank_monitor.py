@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from lightning_rank.callbacks._measures import measure_layer
 from lightning_rank.callbacks._report import SpectrumReport, send_histograms
 from lightning_rank.callbacks._scalars import log_epoch, log_steps
 from lightning_rank.callbacks._schedule import ScheduledObserver, Stage
-from lightning_rank.functional import numerical_rank
+from lightning_rank.functional.rank import VARIANCE_RTOL, check_variance_rtol
 from lightning_rank.nn._layer_axis import End
 from lightning_rank.nn._outputs import Output
 
@@ -119,7 +118,7 @@ class EffectiveRankMonitor(ScheduledObserver):
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
         name: str | None = None,
-        variance_rtol: float = 1e-3,
+        variance_rtol: float = VARIANCE_RTOL,
         log_spectrum_every_n_epochs: Every = "auto",
     ) -> None:
         self.layers = check_names(layer)
@@ -129,7 +128,7 @@ class EffectiveRankMonitor(ScheduledObserver):
             not str(name).isprintable() or set(str(name)) & set("/ ") or name in ("", "test", "train")
         ):
             raise ValueError(f"name: expected a word without spaces and slashes, not 'test' or 'train', got {name!r}")
-        numerical_rank(torch.ones(1), variance_rtol=variance_rtol)  # refuses a bad threshold now
+        check_variance_rtol(variance_rtol)
         when: Any = {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}
         if max_rows is not None:
             check_least("max_rows", max_rows, 1, " or None")

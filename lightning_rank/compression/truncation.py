@@ -22,7 +22,7 @@ from lightning_rank.compression._latents import (
 )
 from lightning_rank.compression.report import Truncation
 from lightning_rank.functional.moments import finite_moments, principal_directions
-from lightning_rank.functional.rank import numerical_rank
+from lightning_rank.functional.rank import VARIANCE_RTOL, numerical_rank
 from lightning_rank.insertion._folding import set_parameters
 from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
@@ -37,7 +37,7 @@ def truncate_linear_bottleneck(
     rank: int | None = None,
     *,
     fold: bool = False,
-    variance_rtol: float = 1e-3,
+    variance_rtol: float = VARIANCE_RTOL,
 ) -> Truncation:
     r"""Replace a linear bottleneck by two thin linear maps, in place.
 

@@ -10,6 +10,7 @@ from lightning_rank.functional.moments import (
     row_moments,
 )
 from lightning_rank.functional.rank import (
+    VARIANCE_RTOL,
     effective_rank,
     numerical_rank,
     participation_ratio,
@@ -21,6 +22,7 @@ from lightning_rank.functional.uncentred import rankme, uncentred_deviations
 from lightning_rank.functional.weight_decay import variance_cutoff, weight_decay_for_variance_cutoff
 
 __all__ = [
+    "VARIANCE_RTOL",
     "Moments",
     "compose_linear",
     "condition_number",

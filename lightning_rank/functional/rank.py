@@ -8,6 +8,9 @@ values* and the same measure of *variances* (their squares) differ: each docstri
 import torch
 from torch import Tensor
 
+#: Default threshold of the numerical rank, wherever there is one: :func:`numerical_rank` says why.
+VARIANCE_RTOL = 1e-3
+
 
 def effective_rank(singular_values: Tensor) -> Tensor:
     r"""Effective rank: the exponential of the entropy of the singular values.
@@ -39,10 +42,14 @@ def effective_rank(singular_values: Tensor) -> Tensor:
     return torch.where(total.squeeze(-1) == 0, 0, entropy.exp())
 
 
-def numerical_rank(singular_values: Tensor, *, variance_rtol: float = 1e-3) -> Tensor:
+def numerical_rank(singular_values: Tensor, *, variance_rtol: float = VARIANCE_RTOL) -> Tensor:
     r"""Number of directions whose variance exceeds a fraction of the largest.
 
     .. math:: \#\{k : \sigma_k^2 > \text{variance\_rtol} \cdot \sigma_1^2\}
+
+    The default keeps what a decoder still needs: autoencoders of Fashion-MNIST whose latents were cut to the rank that
+    1e-3 names had up to 2 % more test error, with 1e-2 up to 7 % and with 3e-2 up to 30 % (56 trainings and stops of
+    ``benchmarks/converged.py``, the error between 1, 2, 4, ... directions interpolated).
 
     Args:
         singular_values: Non-negative singular values, shape ``(..., K)``.
@@ -59,9 +66,18 @@ def numerical_rank(singular_values: Tensor, *, variance_rtol: float = 1e-3) -> T
         >>> numerical_rank(torch.tensor([1.0, 0.5, 0.02]), variance_rtol=1e-3)
         tensor(2)
     """
+    check_variance_rtol(variance_rtol)
+    return (_relative(singular_values).square() > variance_rtol).sum(-1)
+
+
+def check_variance_rtol(variance_rtol: float) -> None:
+    """Refuse a threshold of the numerical rank that is none.
+
+    Raises:
+        ValueError: It is not in [0, 1).
+    """
     if not 0 <= variance_rtol < 1:
         raise ValueError(f"variance_rtol: expected a number in [0, 1), got {variance_rtol!r}")
-    return (_relative(singular_values).square() > variance_rtol).sum(-1)
 
 
 def stable_rank(singular_values: Tensor) -> Tensor:

@@ -28,13 +28,22 @@ def directions_for_variance(singular_values: Tensor, *, share: float = 0.95) -> 
         >>> directions_for_variance(torch.tensor([3.0, 1.0, 0.1]), share=0.95)  # 9, 1 and 0.01 of 10.01
         tensor(2)
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
+    check_share(share)
     variances = _relative(singular_values).to(torch.float64).square().sort(-1, descending=True).values
     held = variances.cumsum(-1)
     missing = held < share * held[..., -1:]
     found = torch.where(held[..., -1] > 0, missing.sum(-1) + 1, 0)
     return torch.where(held[..., -1].isnan(), 0, found)
+
+
+def check_share(share: float) -> None:
+    """Refuse a share of the variance that is none.
+
+    Raises:
+        ValueError: It is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
 
 
 def power_law_exponent(singular_values: Tensor, *, first: int = 1, last: int | None = None) -> Tensor:
@@ -68,8 +77,7 @@ def power_law_exponent(singular_values: Tensor, *, first: int = 1, last: int | N
     """
     relative = _relative(singular_values).sort(-1, descending=True).values
     last = relative.shape[-1] if last is None else last
-    if not 1 <= first < last:
-        raise ValueError(f"first, last: expected 1 <= first < last, got {first} and {last}")
+    check_fitted_range(first, last)
     values = relative[..., first - 1 : last]
     positions = torch.arange(first, first + values.shape[-1], dtype=values.dtype, device=values.device)
     weights = torch.where(values > 0, 1 / positions, 0)
@@ -80,6 +88,16 @@ def power_law_exponent(singular_values: Tensor, *, first: int = 1, last: int | N
     fitted = (weights > 0).sum(-1) > 1
     slope = (weights * x * y).sum(-1) / torch.where(fitted, (weights * x.square()).sum(-1), 1)
     return torch.where(fitted & ~relative.isnan().any(-1), -slope, torch.nan)
+
+
+def check_fitted_range(first: int, last: int) -> None:
+    """Refuse numbers of directions that are no range to fit a power law to.
+
+    Raises:
+        ValueError: ``first`` < 1, or ``last`` <= ``first``.
+    """
+    if not 1 <= first < last:
+        raise ValueError(f"first, last: expected 1 <= first < last, got {first} and {last}")
 
 
 def condition_number(singular_values: Tensor) -> Tensor:

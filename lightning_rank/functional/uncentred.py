@@ -41,11 +41,20 @@ def rankme(singular_values: Tensor, *, epsilon: float = 1e-7) -> Tensor:
         >>> round(rankme(uncentred_deviations(moments)).item(), 2)
         1.21
     """
-    if epsilon < 0:
-        raise ValueError(f"epsilon: expected 0 or more, got {epsilon!r}")
+    check_epsilon(epsilon)
     scaled = _relative(singular_values)
     shares = scaled / scaled.sum(-1, keepdim=True) + epsilon
     return torch.special.entr(shares).sum(-1).exp()
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Refuse what cannot be added to a share.
+
+    Raises:
+        ValueError: It is negative.
+    """
+    if epsilon < 0:
+        raise ValueError(f"epsilon: expected 0 or more, got {epsilon!r}")
 
 
 def uncentred_deviations(moments: Moments) -> Tensor:

@@ -5,10 +5,12 @@ Each has the state of :class:`LatentSpectrum`, so that a ``MetricCollection`` of
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_rank import functional
+from lightning_rank.functional.rank import check_variance_rtol
+from lightning_rank.functional.spectrum import check_fitted_range, check_share
+from lightning_rank.functional.uncentred import check_epsilon
 from lightning_rank.metrics.latent_spectrum import LatentSpectrum
 
 
@@ -20,6 +22,7 @@ class EffectiveRank(LatentSpectrum):
     Source: Roy and Vetterli 2007.
 
     Example:
+        >>> import torch
         >>> metric = EffectiveRank(2)
         >>> metric.update(torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]))
         >>> round(metric.compute().item(), 6)
@@ -43,15 +46,16 @@ class NumericalRank(LatentSpectrum):
         ValueError: ``variance_rtol`` is not in [0, 1); and as :class:`LatentSpectrum`.
 
     Example:
+        >>> import torch
         >>> metric = NumericalRank(2)
         >>> metric.update(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
         >>> metric.compute()
         tensor(1)
     """
 
-    def __init__(self, dim: int, *, variance_rtol: float = 1e-3, **kwargs: Any) -> None:
+    def __init__(self, dim: int, *, variance_rtol: float = functional.VARIANCE_RTOL, **kwargs: Any) -> None:
         super().__init__(dim, **kwargs)
-        functional.numerical_rank(torch.ones(1), variance_rtol=variance_rtol)  # refuses a bad threshold now
+        check_variance_rtol(variance_rtol)
         self.variance_rtol = variance_rtol
 
     def compute(self) -> Tensor:
@@ -67,6 +71,7 @@ class StableRank(LatentSpectrum):
     Source: Rudelson and Vershynin 2007.
 
     Example:
+        >>> import torch
         >>> metric = StableRank(2)
         >>> metric.update(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         >>> round(metric.compute().item(), 6)
@@ -86,6 +91,7 @@ class ParticipationRatio(LatentSpectrum):
     Source: Gao et al. 2017.
 
     Example:
+        >>> import torch
         >>> metric = ParticipationRatio(2)
         >>> metric.update(torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]))
         >>> round(metric.compute().item(), 6)
@@ -109,6 +115,7 @@ class DirectionsForVariance(LatentSpectrum):
         ValueError: ``share`` is not in (0, 1]; and as :class:`LatentSpectrum`.
 
     Example:
+        >>> import torch
         >>> metric = DirectionsForVariance(2, share=0.7)
         >>> metric.update(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         >>> metric.compute()
@@ -117,7 +124,7 @@ class DirectionsForVariance(LatentSpectrum):
 
     def __init__(self, dim: int, *, share: float = 0.95, **kwargs: Any) -> None:
         super().__init__(dim, **kwargs)
-        functional.directions_for_variance(torch.ones(1), share=share)  # refuses a bad share now
+        check_share(share)
         self.share = share
 
     def compute(self) -> Tensor:
@@ -140,6 +147,7 @@ class PowerLawExponent(LatentSpectrum):
     Source: Agrawal et al. 2022 (alpha-ReQ).
 
     Example:
+        >>> import torch
         >>> metric = PowerLawExponent(2)
         >>> metric.update(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         >>> round(metric.compute().item(), 6)  # variances 2 and 1/2: a quarter at twice the number
@@ -148,7 +156,7 @@ class PowerLawExponent(LatentSpectrum):
 
     def __init__(self, dim: int, *, first: int = 1, last: int | None = None, **kwargs: Any) -> None:
         super().__init__(dim, **kwargs)
-        functional.power_law_exponent(torch.ones(dim), first=first, last=last)  # refuses a bad range now
+        check_fitted_range(first, dim if last is None else last)
         self.first, self.last = first, last
 
     def compute(self) -> Tensor:
@@ -163,6 +171,7 @@ class ConditionNumber(LatentSpectrum):
     there is a direction without variance.
 
     Example:
+        >>> import torch
         >>> metric = ConditionNumber(2)
         >>> metric.update(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         >>> round(metric.compute().item(), 6)
@@ -188,6 +197,7 @@ class RankMe(LatentSpectrum):
     Source: Garrido et al. 2023.
 
     Example:
+        >>> import torch
         >>> metric = RankMe(2)
         >>> metric.update(torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]))
         >>> round(metric.compute().item(), 5)
@@ -196,7 +206,7 @@ class RankMe(LatentSpectrum):
 
     def __init__(self, dim: int, *, epsilon: float = 1e-7, **kwargs: Any) -> None:
         super().__init__(dim, **kwargs)
-        functional.rankme(torch.ones(1), epsilon=epsilon)  # refuses a bad epsilon now
+        check_epsilon(epsilon)
         self.epsilon = epsilon
 
     def compute(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from lightning_rank.functional.moments import finite_moments, principal_directions
-from lightning_rank.functional.rank import numerical_rank
+from lightning_rank.functional.rank import VARIANCE_RTOL, check_variance_rtol, numerical_rank
 from lightning_rank.sampling._mixture import fit_mixture
 
 Kind = Literal["gaussian", "mixture"]
@@ -69,7 +69,7 @@ class LatentSampler(nn.Module):
         kind: Kind = "gaussian",
         *,
         n_components: int = 10,
-        variance_rtol: float = 1e-3,
+        variance_rtol: float = VARIANCE_RTOL,
     ) -> None:
         super().__init__()
         for name, value in (("rank", 1 if rank is None else rank), ("n_components", n_components)):
@@ -79,7 +79,7 @@ class LatentSampler(nn.Module):
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
         if kind not in get_args(Kind):
             raise ValueError(f"kind: expected one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}")
-        numerical_rank(torch.ones(1), variance_rtol=variance_rtol)  # refuses a bad threshold now
+        check_variance_rtol(variance_rtol)
         self.rank = rank
         self.kind = kind
         self.n_components = n_components

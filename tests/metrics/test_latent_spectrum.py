@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torchmetrics import MetricCollection
 from torchmetrics.wrappers import Running
 
-from lightning_rank.metrics import EffectiveRank, LatentSpectrum, NumericalRank, ParticipationRatio, StableRank
+from lightning_rank.metrics import (
+    DirectionsForVariance,
+    EffectiveRank,
+    LatentSpectrum,
+    NumericalRank,
+    ParticipationRatio,
+    PowerLawExponent,
+    RankMe,
+    StableRank,
+)
 
 
 def spectrum_of(*batches: torch.Tensor, **options) -> torch.Tensor:
@@ -383,3 +392,9 @@ def test_bad_arguments_are_refused():
         LatentSpectrum(4, max_rows=True)
     with pytest.raises(ValueError, match="variance_rtol: expected a number in"):
         NumericalRank(4, variance_rtol=1.5)
+    with pytest.raises(ValueError, match="share: expected a number in"):
+        DirectionsForVariance(4, share=0)
+    with pytest.raises(ValueError, match="first, last: expected 1 <= first < last, got 4 and 4"):
+        PowerLawExponent(4, first=4)
+    with pytest.raises(ValueError, match="epsilon: expected 0 or more"):
+        RankMe(4, epsilon=-1)
