@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_rank import LinearBottleneck, attach_linear_bottleneck
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from autoencoders import convolutional_autoencoder
+from rank_trainer.autoencoders import convolutional_autoencoder
 
 DIMS = (64, 128, 256, 512, 1024)
 DEPTHS = (2, 4, 8, 16)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from sweep_tables import interval, mean_and_interval
+from rank_trainer.report.tables import interval, mean_and_interval
 
 #: Name, colour and marker of each family of settings.
 FAMILIES = {

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from lightning_rank.nn import LinearBottleneck
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from files import replacing, write_whole
+from rank_trainer.files import replacing, write_whole
 
 
 def network(plan: Plan, setting: Setting) -> nn.Sequential:

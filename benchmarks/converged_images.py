@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import data
-from autoencoders import convolutional_autoencoder
-from probes import Labelled
+from rank_trainer import data
+from rank_trainer.autoencoders import convolutional_autoencoder
+from rank_trainer.evaluation.probes import Labelled
 
 BATCH_SIZE = 1000
 VALIDATION_IMAGES = 10_000

@@ -21,8 +21,8 @@ from lightning_rank.functional import (
 from lightning_rank.sampling import LatentSampler
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import sample_quality
-from probes import Labelled, linear_probe
+from rank_trainer.evaluation import sample_quality
+from rank_trainer.evaluation.probes import Labelled, linear_probe
 
 #: Of the numerical rank and of the subspace of the samples, relative to the largest variance.
 VARIANCE_RTOL = 1e-3

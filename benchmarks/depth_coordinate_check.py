@@ -21,7 +21,7 @@ from lightning_rank import LinearBottleneck, depth_scaled_param_groups
 from lightning_rank.functional import inverse_depth
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from sweep_plots import COLOURS
+from rank_trainer.report.plots import COLOURS
 
 NAME = "depth_coordinate_check"
 DIM, STEPS = 64, 10

@@ -14,9 +14,9 @@ import torch
 from depth_coordinate_check import OPTIMIZERS, changes
 from linear_autoencoders import Cell, Stack
 from matplotlib.figure import Figure
-from sweep_plots import COLOURS
 
 from lightning_rank.functional import inverse_depth
+from rank_trainer.report.plots import COLOURS
 
 NAME = "gain_corrected_rate"
 RANK, GAIN = 8, 0.03

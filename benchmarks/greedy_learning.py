@@ -12,10 +12,10 @@ import report
 import torch
 from linear_autoencoders import DIM, FEATURES
 from matplotlib.figure import Figure
-from sweep_plots import COLOURS
 from torch import Tensor, nn
 
 from lightning_rank import LinearBottleneck, depth_scaled_param_groups
+from rank_trainer.report.plots import COLOURS
 
 NAME = "greedy_learning"
 VARIANCES = torch.tensor([1, 0.5, 0.25, 0.125], dtype=torch.float64)

@@ -27,9 +27,9 @@ from lightning_rank.functional import (
 )
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from autoencoders import Autoencoder, linear_autoencoder, mlp_autoencoder
-from data import digits
-from sweep_plots import COLOURS
+from rank_trainer.autoencoders import Autoencoder, linear_autoencoder, mlp_autoencoder
+from rank_trainer.data import digits
+from rank_trainer.report.plots import COLOURS
 
 NAME = "l2_nonlinear"
 SEEDS = (60, 61, 62)

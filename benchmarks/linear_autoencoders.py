@@ -21,9 +21,9 @@ from lightning_rank import LinearBottleneck, depth_scaled_param_groups
 from lightning_rank.functional import numerical_rank, principal_deviations, row_moments
 from lightning_rank.optim.param_groups import Multiplier
 
-# Programs that import this one find sweep_report there, too.
+# Programs that import this one find rank_trainer there, too.
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import data
+from rank_trainer import data
 
 FEATURES, DIM, BATCH = 64, 32, 128
 SPECTRA = {

@@ -22,9 +22,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 from lightning_rank import attach_linear_bottleneck
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import data
-import data_modules
-from autoencoders import convolutional_autoencoder
+from rank_trainer import data
+from rank_trainer.autoencoders import convolutional_autoencoder
+from rank_trainer.data import modules
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         write_images(Path(directory), args.images)
         start = time.perf_counter()
-        in_memory = loader(Path(directory), args, data_modules.IN_MEMORY_BYTES)
+        in_memory = loader(Path(directory), args, modules.IN_MEMORY_BYTES)
         decoding = time.perf_counter() - start
         on_disk = loader(Path(directory), args, 0)
         ways = {
@@ -81,7 +81,7 @@ def write_images(root: Path, n: int) -> None:
 
 def loader(root: Path, args: argparse.Namespace, in_memory_bytes: int) -> DataLoader:
     """The training loader of a folder."""
-    data_modules.IN_MEMORY_BYTES = in_memory_bytes
+    modules.IN_MEMORY_BYTES = in_memory_bytes
     module = data.folder(root, batch_size=args.batch_size, num_workers=args.num_workers)
     module.setup("fit")
     return module.train_dataloader()

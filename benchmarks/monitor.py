@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_rank.metrics import LatentSpectrum
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from autoencoders import convolutional_autoencoder
+from rank_trainer.autoencoders import convolutional_autoencoder
 
 IMAGES = 256
 SIZES = ((100_000, 128), (100_000, 64), (50_000, 256), (20_000, 512))  # the first has figures to reach

@@ -12,7 +12,6 @@ import report
 import torch
 from linear_autoencoders import Cell, Stack
 from matplotlib.figure import Figure
-from sweep_plots import COLOURS
 from torch import Tensor
 
 from lightning_rank.functional import (
@@ -21,6 +20,7 @@ from lightning_rank.functional import (
     variance_cutoff,
     weight_decay_for_variance_cutoff,
 )
+from rank_trainer.report.plots import COLOURS
 
 SEEDS = (20, 21, 22)
 RANKS = (4, 8, 16)

@@ -16,9 +16,10 @@ import report
 import torch
 from linear_autoencoders import Cell, Stack
 from matplotlib.figure import Figure
-from sweep_plots import COLOURS
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from rank_trainer.report.plots import COLOURS
 
 NAME = "rank_window"
 SEEDS = (50, 51, 52)

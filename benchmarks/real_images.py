@@ -31,11 +31,10 @@ from lightning_rank import truncate_linear_bottleneck
 from lightning_rank.metrics import LatentSpectrum
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import data
-from autoencoders import convolutional_autoencoder, mlp_autoencoder
-from evaluation import AutoencoderEvaluation
-from runs import Run, identity
-from sweep import RankSweep
+from rank_trainer import RankSweep, data
+from rank_trainer.autoencoders import convolutional_autoencoder, mlp_autoencoder
+from rank_trainer.evaluation import AutoencoderEvaluation
+from rank_trainer.runs import Run, identity
 
 VARIANCE_RTOL = 1e-2
 #: What is trained longer at all depths.

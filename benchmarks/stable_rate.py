@@ -15,7 +15,8 @@ import torch
 from depth_coordinate_check import MULTIPLIERS, OPTIMIZERS
 from linear_autoencoders import Cell, Stack
 from matplotlib.figure import Figure
-from sweep_plots import COLOURS
+
+from rank_trainer.report.plots import COLOURS
 
 NAME = "stable_rate"
 RANK, GAIN = 8, 0.03

@@ -13,9 +13,9 @@ import report
 import torch
 from linear_autoencoders import Cell, Stack
 from matplotlib.figure import Figure
-from sweep_plots import COLOURS
 
 from lightning_rank.optim.param_groups import Multiplier
+from rank_trainer.report.plots import COLOURS
 
 SEEDS = (10, 11, 12)
 RANKS = (4, 8, 16)

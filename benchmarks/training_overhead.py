@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from autoencoders import convolutional_autoencoder
+from rank_trainer.autoencoders import convolutional_autoencoder
 
 ALL = "bottleneck, DepthScaledLR, EffectiveRankMonitor"
 PARTS = {

@@ -3,12 +3,12 @@
 ``python examples/lightning_cli.py fit --config examples/lightning_cli.yaml --model.gain 0.3``
 """
 
-import data
-from autoencoders import Autoencoder, mlp_autoencoder
-from data_modules import TensorDataModule
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_rank import LinearBottleneckMixin
+from rank_trainer import data
+from rank_trainer.autoencoders import Autoencoder, mlp_autoencoder
+from rank_trainer.data import TensorDataModule
 
 
 class LowRankAutoencoder(LinearBottleneckMixin, Autoencoder):

@@ -15,17 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import data
 import torch
-from autoencoders import convolutional_autoencoder, linear_autoencoder, mlp_autoencoder
-from data_modules import DataError
-from evaluation import AutoencoderEvaluation
 from lightning.pytorch import LightningDataModule, LightningModule
-from runs import METHODS, identity
-from sweep import RankSweep
-from sweep_loggers import LOGGERS
 
 from lightning_rank.functional import VARIANCE_RTOL
+from rank_trainer import RankSweep, data
+from rank_trainer.autoencoders import convolutional_autoencoder, linear_autoencoder, mlp_autoencoder
+from rank_trainer.data import DataError
+from rank_trainer.evaluation import AutoencoderEvaluation
+from rank_trainer.loggers import LOGGERS
+from rank_trainer.runs import METHODS, identity
 
 DATA = ("digits", "synthetic", "fashion_mnist", "cifar10", "celeba", "folder")
 

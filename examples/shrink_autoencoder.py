@@ -15,16 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import data
-import pictures
 import torch
-from autoencoders import mlp_autoencoder
-from evaluation import Encoded, decode, encode
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
-from probes import linear_probe
-from sweep_tables import csv_text, markdown, mean_and_interval
 from torch import Tensor
 
 from lightning_rank import (
@@ -37,6 +31,10 @@ from lightning_rank import (
 )
 from lightning_rank.compression import measure_by_rank
 from lightning_rank.sampling import LatentSampler
+from rank_trainer import data
+from rank_trainer.autoencoders import mlp_autoencoder
+from rank_trainer.evaluation import Encoded, decode, encode, linear_probe, pictures
+from rank_trainer.report.tables import csv_text, markdown, mean_and_interval
 
 DIM = 32
 SHRUNK, TRAINED_ON = "low rank, truncated", "low rank, truncated, trained on"

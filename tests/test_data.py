@@ -8,14 +8,14 @@ import re
 import struct
 from pathlib import Path
 
-import data
-import data_modules
 import numpy as np
 import pytest
 import torch
-from data_modules import DataError
 from PIL import Image
 from torchvision.datasets import CIFAR10, CelebA
+
+from rank_trainer import data
+from rank_trainer.data import DataError, modules
 
 SPLITS = ("train", "val", "test")
 
@@ -193,11 +193,11 @@ def test_the_test_split_is_not_read_before_the_end(tmp_path):
 @pytest.mark.parametrize("where", ["in memory", "on disk"])
 def test_batches_are_images_in_the_unit_interval_and_labels(tmp_path, monkeypatch, where):
     if where == "on disk":
-        monkeypatch.setattr(data_modules, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(modules, "IN_MEMORY_BYTES", 0)
     write_folder(tmp_path, n=30)
     module = data.folder(tmp_path, batch_size=16)
     module.setup("fit")
-    assert isinstance(module.train, data_modules.DecodedImages) == (where == "in memory")
+    assert isinstance(module.train, modules.DecodedImages) == (where == "in memory")
     batches = list(module.train_dataloader())
     assert [list(map(len, batch)) for batch in batches] == [[16, 16]] * 3
     images, labels = batches[0]

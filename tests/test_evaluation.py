@@ -2,22 +2,21 @@
 
 import itertools
 
-import data
 import numpy as np
 import pytest
-import sample_quality
 import torch
-from data_modules import TensorDataModule
-from evaluation import AutoencoderEvaluation, encode
 from lightning.pytorch import LightningModule
 from PIL import Image
-from probes import INVERSE_REGULARIZATIONS, linear_probe
 from scipy.linalg import sqrtm
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from lightning_rank import attach_linear_bottleneck, truncate_linear_bottleneck
+from rank_trainer import data
+from rank_trainer.data import TensorDataModule
+from rank_trainer.evaluation import AutoencoderEvaluation, encode, sample_quality
+from rank_trainer.evaluation.probes import INVERSE_REGULARIZATIONS, linear_probe
 
 
 def blobs(n, spread=1.0, seed=0, classes=3, dim=8):

@@ -1,6 +1,5 @@
 """The laws of the method, on the real modules."""
 
-import data
 import pytest
 import torch
 from torch import nn
@@ -8,6 +7,7 @@ from torch import nn
 from lightning_rank import LinearBottleneck, depth_scaled_param_groups
 from lightning_rank.functional import numerical_rank, weight_decay_for_variance_cutoff
 from lightning_rank.metrics import LatentSpectrum
+from rank_trainer import data
 
 OPTIMIZERS = {
     "SGD": lambda groups: torch.optim.SGD(groups),

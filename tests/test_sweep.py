@@ -5,18 +5,17 @@ import itertools
 from pathlib import Path
 
 import pytest
-import sweep_loggers
 import torch
-from autoencoders import linear_autoencoder, mlp_autoencoder
-from data_modules import TensorDataModule
 from lightning.pytorch import Trainer
-from runs import Run
-from sweep import RankSweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import rows
 from torchvision.utils import save_image
 
 from lightning_rank.functional import weight_decay_for_variance_cutoff
+from rank_trainer import RankSweep, loggers
+from rank_trainer.autoencoders import linear_autoencoder, mlp_autoencoder
+from rank_trainer.data import TensorDataModule
+from rank_trainer.runs import Run
 
 FEATURES, DIM = 10, 6
 
@@ -168,11 +167,11 @@ def test_the_cutoff_is_the_decay_of_weights_at_gain_one(tmp_path):
 def test_a_sweep_agent_chooses_the_id_of_its_run(tmp_path, monkeypatch):
     for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    own = sweep_loggers._wandb_id(tmp_path)
-    assert sweep_loggers._wandb_id(tmp_path) == own, "a resumed run is the same"
+    own = loggers._wandb_id(tmp_path)
+    assert loggers._wandb_id(tmp_path) == own, "a resumed run is the same"
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     monkeypatch.setenv("WANDB_RUN_ID", "chosen")
-    assert sweep_loggers._wandb_id(tmp_path) == "chosen"
+    assert loggers._wandb_id(tmp_path) == "chosen"
 
 
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])

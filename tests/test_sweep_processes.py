@@ -10,8 +10,9 @@ import rank_sweep
 import wandb_reader
 import yaml
 from PIL import Image
-from runs import list_runs
 from test_examples import command, environment, results
+
+from rank_trainer.runs import list_runs
 
 SWEEP = yaml.safe_load(Path(rank_sweep.__file__).with_name("sweep.yaml").read_text())
 

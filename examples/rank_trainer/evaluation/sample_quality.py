@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from files import replacing
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.fid import FrechetInceptionDistance
+
+from rank_trainer.files import replacing
 
 #: Names of the measure, by the features that it is taken of.
 INCEPTION, CLASSIFIER = "fid/inception", "frechet/classifier"

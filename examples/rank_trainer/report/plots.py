@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sweep_tables import TABLES, Results
+
+from rank_trainer.report.tables import TABLES, Results
 
 Panel = Callable[[Axes], None]
 

@@ -5,11 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pictures
-import sample_quality
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from probes import linear_probe
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -20,6 +17,8 @@ from lightning_rank.nn import LinearBottleneck
 from lightning_rank.nn._submodules import find_submodule
 from lightning_rank.sampling import LatentSampler
 from lightning_rank.traversal import interpolate_latents
+from rank_trainer.evaluation import pictures, sample_quality
+from rank_trainer.evaluation.probes import linear_probe
 
 #: Labels a class that the linear probes get; ``None`` is all of them.
 LABELS_PER_CLASS = {"all": None, "100": 100, "10": 10}

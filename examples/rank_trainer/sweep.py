@@ -9,19 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import sweep_loggers
-import sweep_report
 import torch
-from data_modules import DataError
-from files import write_whole
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
-from runs import METHODS, Run, identity, list_runs
-from sweep_callbacks import Progress, SaveTraining
 
 from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck
 from lightning_rank.functional import VARIANCE_RTOL, weight_decay_for_variance_cutoff
+from rank_trainer import loggers, report
+from rank_trainer.callbacks import Progress, SaveTraining
+from rank_trainer.data import DataError
+from rank_trainer.files import write_whole
+from rank_trainer.runs import METHODS, Run, identity, list_runs
 
 
 class RankSweep:
@@ -91,8 +90,8 @@ class RankSweep:
             raise ValueError(f"variance_cutoff: expected a positive number, got {variance_cutoff}")
         if not 1 <= shard[0] <= shard[1]:
             raise ValueError(f"shard: expected (i, n) with i from 1 to n, got {shard}")
-        if logger not in sweep_loggers.LOGGERS:
-            raise ValueError(f"logger: expected one of {sweep_loggers.LOGGERS}, got {logger!r}")
+        if logger not in loggers.LOGGERS:
+            raise ValueError(f"logger: expected one of {loggers.LOGGERS}, got {logger!r}")
         self.make_autoencoder = make_autoencoder
         self.datamodule = datamodule
         self.dim = dim
@@ -187,7 +186,7 @@ class RankSweep:
         seed_everything(run.seed, verbose=False)
         module = self.make_module(run)
         monitor = EffectiveRankMonitor(variance_rtol=self.variance_rtol, log_spectrum_every_n_epochs=50)
-        logger = sweep_loggers.make_logger(
+        logger = loggers.make_logger(
             self.logger,
             directory,
             name=run.name,
@@ -218,7 +217,7 @@ class RankSweep:
             self._measure(run, trainer, module)
             exit_code = 0
         finally:
-            sweep_loggers.finish(logger, exit_code)
+            loggers.finish(logger, exit_code)
 
     def make_module(self, run: Run) -> LightningModule:
         """The module of a run, before it is trained."""
@@ -245,7 +244,7 @@ class RankSweep:
                 result = asdict(run) | json.loads((directory / "trained.json").read_text())
                 if self.evaluate is not None:
                     measured = self.evaluate(module.to(trainer.strategy.root_device), directory, run.seed)
-                    sweep_loggers.log_result(trainer.logger, measured, sorted(directory.glob("*.png")))
+                    loggers.log_result(trainer.logger, measured, sorted(directory.glob("*.png")))
                     result |= measured
                 write_whole(directory / "result.json", json.dumps(result))
                 (directory / "error.txt").unlink(missing_ok=True)
@@ -263,8 +262,8 @@ class RankSweep:
                 key: value for key, value in self._config(self.runs[0]).items() if key not in asdict(self.runs[0])
             }
             grids = {run.name: sorted(self.directory(run).glob("*.png")) for run in self.runs if self.result(run)}
-            written = sweep_report.write(results, grids, settings, self.output_dir)
-            print(f"\n{sweep_report.text(results)}\n")
+            written = report.write(results, grids, settings, self.output_dir)
+            print(f"\n{report.text(results)}\n")
             print(f"numerical rank: directions with more than {self.variance_rtol:g} of the largest variance")
             print(f"written to {self.output_dir}: {', '.join(written)}")
         for run, failure in self.failures.items():

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import sweep_tables
-from files import write_whole
 from matplotlib.figure import Figure
-from sweep_plots import PLOTS, figure
-from sweep_tables import TABLES, Results
+
+from rank_trainer.files import write_whole
+from rank_trainer.report import tables
+from rank_trainer.report.plots import PLOTS, figure
+from rank_trainer.report.tables import TABLES, Results
 
 NOTES = (
     "A row is a method, depth and gain: the mean over seeds ± the half-width of its 95 % interval (Student's t). "
@@ -42,8 +43,8 @@ code { background: #f2f2f2; padding: 0 .2em; overflow-wrap: anywhere; }
 
 def text(results: Results) -> str:
     """The tables, for a terminal."""
-    tables = [sweep_tables.cells(results, measures) for measures in TABLES.values()]
-    return "\n\n".join(sweep_tables.markdown(rows) for rows in tables if rows)
+    filled = [tables.cells(results, measures) for measures in TABLES.values()]
+    return "\n\n".join(tables.markdown(rows) for rows in filled if rows)
 
 
 def write(results: Results, grids: dict[str, list[Path]], settings: dict[str, Any], directory: Path) -> list[str]:
@@ -55,7 +56,7 @@ def write(results: Results, grids: dict[str, list[Path]], settings: dict[str, An
         settings: What all runs have in common.
         directory: Where to.
     """
-    write_whole(directory / "results.csv", sweep_tables.csv_text(results))
+    write_whole(directory / "results.csv", tables.csv_text(results))
     plots = {name: panels for name, (_, draw) in PLOTS.items() if (panels := draw(results))}
     for name, panels in plots.items():
         figure(panels).savefig(directory / f"{name}.png")
@@ -76,9 +77,9 @@ def _markdown(
 ) -> str:
     parts = [f"# {settings['sweep']}"]
     for title, measures in TABLES.items():
-        rows = sweep_tables.cells(results, measures)
+        rows = tables.cells(results, measures)
         if rows:
-            parts += [f"## {title}", sweep_tables.markdown(rows)]
+            parts += [f"## {title}", tables.markdown(rows)]
     parts += [NOTES.format_map(settings).strip(), "Figures of every run: [results.csv](results.csv)."]
     for name in plots:
         title = PLOTS[name][0]
@@ -95,7 +96,7 @@ def _html(results: Results, plots: dict[str, list[Any]], grids: dict[str, list[P
     title = html.escape(settings["sweep"])
     parts = [f"<h1>{title}</h1>"]
     for heading, measures in TABLES.items():
-        rows = sweep_tables.cells(results, measures)
+        rows = tables.cells(results, measures)
         if rows:
             parts += [f"<h2>{heading}</h2>", _table(rows)]
     parts += [f"<p>{_marked_up(NOTES.format_map(settings))}</p>"]

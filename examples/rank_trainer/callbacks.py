@@ -4,11 +4,11 @@ import json
 import time
 from pathlib import Path
 
-from files import write_whole
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from lightning_rank import EffectiveRankMonitor
+from rank_trainer.files import write_whole
 
 
 class Progress(Callback):

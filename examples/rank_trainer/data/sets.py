@@ -10,12 +10,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from data_modules import DataError, ImageDataModule, TensorDataModule
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import CIFAR10, CelebA, FashionMNIST, ImageFolder
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
+
+from rank_trainer.data.modules import DataError, ImageDataModule, TensorDataModule
 
 #: The attribute of CelebA's forty that is its label here.
 CELEBA_LABEL = "Smiling"
