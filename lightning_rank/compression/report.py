@@ -37,7 +37,7 @@ class Truncation:
 
     @property
     def discarded_variance(self) -> float:
-        """Mean squared distance between the latents and what is left of them: the sum of the discarded variances."""
+        """Mean squared distance between the latents and what is left of them, the sum of the discarded variances."""
         return self.singular_values[self.rank :].square().sum().item()
 
     @property
