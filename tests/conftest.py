@@ -1,5 +1,7 @@
 """One thread, one random state, and hypothesis without surprises."""
 
+from typing import Any
+
 import hypothesis
 import pytest
 import torch
@@ -14,7 +16,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How much of the matrix of optimizers and schedulers was run."""
     counts = {
         outcome: sum("test_depth_scaled_lr_matrix" in report.nodeid and "-" in report.nodeid for report in reports)

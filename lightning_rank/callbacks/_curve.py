@@ -58,23 +58,23 @@ class RankCurve:
         ]
 
     def set_up(self, trainer: Trainer, stage: str) -> None:
-        """Begin anew, unless the same trainer goes on training."""
+        """Before a stage: empty the history for a ``fit`` from the first step, not for one that goes on."""
         self._fetch()
         self._restored = None
         if stage == "fit" and trainer.global_step == 0:
             self._history = RankHistory()
 
     def start(self) -> None:
-        """Go on from the curve of the checkpoint, if one was loaded to be trained."""
+        """When training starts: take over the curve of the checkpoint, if one was loaded."""
         if self._restored is not None:
             self._history, self._restored = self._restored, None
         self.measured = set()
 
     def show(self, spectra: Mapping[Measure, Tensor]) -> None:
         """Take in the spectra that were measured last."""
-        for of, singular_values in spectra.items():
+        for of, spectrum in spectra.items():
             last = self._weight_spectra if of.name else self._spectra
-            last[self._keys.place(of)] = singular_values
+            last[self._keys.place(of)] = spectrum
 
     def append(self, row: Row, spectra: Mapping[Measure, Tensor]) -> None:
         """Add to the history."""

@@ -11,20 +11,20 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FLOOR = 1e-8  # of the largest singular value: what is below is drawn there
+_FLOOR = 1e-8  # of the largest value: what is below is drawn there
 
 
-def spectrum_figure(singular_values: Tensor, title: str, rank: int) -> Figure:
-    """Singular values over the largest, on a log axis, with the numerical rank marked.
+def spectrum_figure(spectrum: Tensor, title: str, rank: int) -> Figure:
+    """A spectrum over its largest value, on a log axis, with the numerical rank marked.
 
     Args:
-        singular_values: Descending, shape ``(dim,)``.
+        spectrum: Descending, shape ``(dim,)``.
         title: Shown above.
         rank: Numerical rank, drawn as a line behind that many directions.
     """
     from matplotlib.figure import Figure
 
-    relative = _relative(singular_values).tolist()
+    relative = _relative(spectrum).tolist()
     figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.semilogy(range(1, len(relative) + 1), relative, marker="o", markersize=3, color="#0072B2")
@@ -69,5 +69,5 @@ def waterfall_figure(spectra: Sequence[Tensor], places: Sequence[float], unit: s
     return figure
 
 
-def _relative(singular_values: Tensor) -> Tensor:
-    return (singular_values / singular_values[0].clamp(min=1e-300)).nan_to_num(0).clamp(min=_FLOOR)
+def _relative(spectrum: Tensor) -> Tensor:
+    return (spectrum / spectrum[0].clamp(min=1e-300)).nan_to_num(0).clamp(min=_FLOOR)

@@ -15,11 +15,17 @@ from lightning_rank.callbacks._loggers import as_pillow
 
 
 class Spectrum(NamedTuple):
-    """Singular values, shape ``(dim,)``, and when they were measured."""
+    """Principal deviations of latents, or singular values of a composed matrix, and when they were measured.
+
+    Attributes:
+        epoch: When.
+        step: As :func:`logger_step` counts.
+        values: Descending, shape ``(dim,)``.
+    """
 
     epoch: int
     step: int
-    singular_values: Tensor
+    values: Tensor
 
 
 def files_directory(trainer: Trainer, name: str) -> str:
@@ -44,7 +50,7 @@ def write_picture(path: str, picture: Tensor) -> None:
 
 
 class SpectrumFiles:
-    """A CSV file for each kind of spectrum, a row each: epoch, step, and the singular values in descending order.
+    """A CSV file for each kind of spectrum, a row each: epoch, step, and the values in descending order.
 
     Rows are appended as they come; where the store cannot append, when :meth:`flush` is called.
 
@@ -65,7 +71,7 @@ class SpectrumFiles:
         waiting = self._waiting.setdefault(path, [])
         if path not in self._begun:
             self._begun.add(path)
-            kept = self._kept(path, len(spectra[-1].singular_values))
+            kept = self._kept(path, len(spectra[-1].values))
             _write(path, kept.encode() if kept else _lines([_header(spectra[-1])]).encode())
             waiting.extend([] if kept else spectra[:-1])
         waiting.append(spectra[-1])
@@ -76,7 +82,7 @@ class SpectrumFiles:
         """Write what waits."""
         for path, spectra in self._waiting.items():
             if spectra:
-                lines = _lines([[row.epoch, row.step, *row.singular_values.tolist()] for row in spectra]).encode()
+                lines = _lines([[row.epoch, row.step, *row.values.tolist()] for row in spectra]).encode()
                 if _is_local(path):
                     with get_filesystem(path).open(path, "ab") as file:
                         file.write(lines)  # pyright: ignore[reportArgumentType]
@@ -97,7 +103,7 @@ class SpectrumFiles:
 
 
 def _header(spectrum: Spectrum) -> list[str]:
-    return ["epoch", "step", *(f"sigma_{k}" for k in range(1, len(spectrum.singular_values) + 1))]
+    return ["epoch", "step", *(f"sigma_{k}" for k in range(1, len(spectrum.values) + 1))]
 
 
 def _lines(rows: Sequence[Sequence[object]]) -> str:

@@ -47,11 +47,11 @@ class RankHistory:
     def append(self, row: Row, spectra: Mapping[Measure, Tensor]) -> None:
         """Add a row, and its spectra."""
         self.rows.append(row)
-        for of, singular_values in spectra.items():
+        for of, values in spectra.items():
             kept = self.spectra.get(of, [])
-            if kept and kept[-1].singular_values.shape != singular_values.shape:
+            if kept and kept[-1].values.shape != values.shape:
                 kept = []
-            self.spectra[of] = _thin([*kept, Spectrum(row.epoch, row.step, singular_values)], _IN_MEMORY)
+            self.spectra[of] = _thin([*kept, Spectrum(row.epoch, row.step, values)], _IN_MEMORY)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python and tensors: a table for all rows that hold the same, its columns as narrow as can be."""
@@ -77,7 +77,7 @@ class RankHistory:
                     "of": tuple(of),
                     "epochs": _column([row.epoch for row in rows]),
                     "steps": _column([row.step for row in rows]),
-                    "singular_values": torch.stack([row.singular_values for row in rows]).to(torch.float32),
+                    "singular_values": torch.stack([row.values for row in rows]).to(torch.float32),
                 }
                 for of, rows in ((of, _thin(rows, _IN_CHECKPOINTS)) for of, rows in self.spectra.items())
             ],

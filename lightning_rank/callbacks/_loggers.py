@@ -95,9 +95,9 @@ def send_scalars(trainer: Trainer, row: Mapping[str, float], step: int) -> None:
             logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=step)
 
 
-def send_histogram(trainer: Trainer, key: str, singular_values: Tensor, step: int) -> None:
-    """Send the distribution of ``log10`` of the non-zero singular values, a cheap view of all epochs in one."""
-    values = singular_values[singular_values > 0].log10()
+def send_histogram(trainer: Trainer, key: str, spectrum: Tensor, step: int) -> None:
+    """Send the distribution of ``log10`` of what of a spectrum is not zero, a cheap view of all epochs in one."""
+    values = spectrum[spectrum > 0].log10()
     if len(values) > 0:
         _send(trainer, lambda kind, logger: kind.histogram(logger, key, values, step, trainer.current_epoch))
 

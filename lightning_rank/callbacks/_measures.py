@@ -45,7 +45,7 @@ def measure_layer(
 
 
 def _of_latents(taken: RowStatistics, variance_rtol: float) -> tuple[dict[str, Tensor | float], Tensor]:
-    """What is logged of the rows of a split, by name, and their singular values over ``sqrt(n)`` on the CPU."""
+    """What is logged of the rows of a split, by name, and their principal deviations, on the CPU."""
     moments = taken.moments
     deviations = functional.principal_deviations(moments).cpu()
     # Of n rows there are n uncentred singular values at most, and each of them counts for something in RankMe.

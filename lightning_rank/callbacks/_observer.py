@@ -82,7 +82,7 @@ class LayerObserver(Callback):
     # Hooks on the layers
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the hooks, early enough for whoever compiles the module next."""
+        """Before a stage: set the hooks, early enough for whoever compiles the module next."""
         self._remove_hooks()
         if stage != "predict":
             # A layer that configure_model is yet to make is looked for again when the stage starts.
@@ -90,23 +90,23 @@ class LayerObserver(Callback):
                 self._set_hooks(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find layers that ``configure_model`` has made since; refuse those that do not exist."""
+        """When ``fit`` begins, after ``configure_model``: refuse names of layers that do not exist."""
         self._set_hooks(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same for ``trainer.validate``."""
+        """When a validation begins: refuse names of layers that do not exist, if no ``fit`` has done so."""
         self._set_hooks(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same for ``trainer.test``."""
+        """When ``trainer.test`` begins: refuse names of layers that do not exist."""
         self._set_hooks(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was found."""
+        """After a stage: remove the hooks, so that the module is as it was found."""
         self._remove_hooks()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was found; Lightning does not call ``teardown`` after an exception."""
+        """When a stage was broken off, for then Lightning does not call ``teardown``: remove the hooks."""
         self._remove_hooks()
 
     def _set_hooks(self, pl_module: LightningModule) -> None:
@@ -137,62 +137,62 @@ class LayerObserver(Callback):
     # Training batches
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, in the middle of an epoch too, where a run is resumed there."""
+        """Before the first training batch, within an epoch too, of a resumed run: drop old rows, take in new ones."""
         self._begin(trainer, "train")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take in what comes, save for the samples that fill up a distributed split."""
+        """Before a training step: let its rows in, without the samples that fill up a distributed split."""
         if "train" in self._taking:
             valid = agreed_samples(training_loaders(trainer), batch_idx)
             self._take(Batch("train", None, valid, self._masked(batch, batch_idx)))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Whatever runs the same batch again, as LBFGS does, has no rows of its own."""
+        """After a backward pass: let nothing in, since who runs the batch again (LBFGS) has no rows of its own."""
         if pl_module.automatic_optimization:
             self._pause()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """What runs between batches does not count."""
+        """After a training step: let nothing in, for what runs between steps does not count."""
         self._pause()
 
     # Validation and test batches
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Before the first batch of a validation: drop old rows, take in new ones if this validation is wanted."""
         self._begin(trainer, "sanity" if trainer.sanity_checking else "validate")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Before the first batch of a test: drop old rows, take in new ones."""
         self._begin(trainer, "test")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Take in what comes, save for the samples that fill up a distributed split."""
+        """Before a validation step: let its rows in, without the samples that fill up a distributed split."""
         self._evaluate(trainer, "sanity" if trainer.sanity_checking else "validate", batch, batch_idx, dataloader_idx)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Take in what comes, save for the samples that fill up a distributed split."""
+        """Before a test step: let its rows in, without the samples that fill up a distributed split."""
         self._evaluate(trainer, "test", batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """What runs between batches does not count."""
+        """After a validation step: let nothing in, for what runs between steps does not count."""
         self._pause()
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """What runs between batches does not count."""
+        """After a test step: let nothing in, for what runs between steps does not count."""
         self._pause()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The split is complete."""
+        """After the last batch of a validation: hand its rows to :meth:`_complete`."""
         self._end(trainer, pl_module, "sanity" if trainer.sanity_checking else "validate")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The split is complete."""
+        """After the last batch of a test: hand its rows to :meth:`_complete`."""
         self._end(trainer, pl_module, "test")
 
     # What the hooks above are made of

@@ -17,8 +17,8 @@ from lightning_rank.callbacks._loggers import send_figure, send_histogram, some_
 
 def send_histograms(trainer: Trainer, spectra: Mapping[Measure, Tensor], keys: Keys, step: int) -> None:
     """Send each spectrum as a histogram."""
-    for of, singular_values in spectra.items():
-        send_histogram(trainer, keys.key(of._replace(name=f"{of.name}log10_singular_values")), singular_values, step)
+    for of, spectrum in spectra.items():
+        send_histogram(trainer, keys.key(of._replace(name=f"{of.name}log10_singular_values")), spectrum, step)
 
 
 class SpectrumReport:
@@ -71,11 +71,11 @@ class SpectrumReport:
 
     def _draw(self, trainer: Trainer, of: Measure, spectra: list[Spectrum], step: int) -> None:
         last = spectra[-1]
-        rank = int(functional.numerical_rank(last.singular_values, variance_rtol=self._variance_rtol))
+        rank = int(functional.numerical_rank(last.values, variance_rtol=self._variance_rtol))
         epochs, steps = [row.epoch for row in spectra], [row.step for row in spectra]
         unit, places = ("epoch", epochs) if len(set(epochs)) == len(epochs) else ("step", steps)
         title = self._keys.title(of)
-        figure = spectrum_figure(last.singular_values, f"{title}, {unit} {places[-1]}", rank)
+        figure = spectrum_figure(last.values, f"{title}, {unit} {places[-1]}", rank)
         send_figure(trainer, self._keys.key(of._replace(name=f"{of.name}spectrum")), figure, step)
-        figure = waterfall_figure([row.singular_values for row in spectra], places, unit, title)
+        figure = waterfall_figure([row.values for row in spectra], places, unit, title)
         send_figure(trainer, self._keys.key(of._replace(name=f"{of.name}waterfall")), figure, step)

@@ -71,19 +71,19 @@ class ScheduledObserver(LayerObserver):
         return False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the steps from here on, in the middle of a window or an epoch too."""
+        """Before the first training batch, in the middle of a window or an epoch too: count steps from here on."""
         self._window = trainer.global_step // (self.every_n_train_steps or 1)
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, unless steps are what counts."""
+        """Before a training epoch: drop old rows, take in new ones; not where windows of steps count."""
         if self.every_n_train_steps is None:
             self._begin(trainer, "train")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See whether the window of training steps is full, or somebody will not wait for that."""
+        """After a training step: end the window of steps if it is full, or if somebody will not wait for that."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.every_n_train_steps is None:
             return
@@ -95,7 +95,7 @@ class ScheduledObserver(LayerObserver):
             self._end_first_window(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Whoever watches the windows looks when the validation is over."""
+        """When a validation begins: end the first window, since who watches it looks after the validation."""
         super().on_validation_start(trainer, pl_module)
         if trainer.state.fn == "fit":
             self._end_first_window(trainer, pl_module)
@@ -110,7 +110,7 @@ class ScheduledObserver(LayerObserver):
         self._begin(trainer, "train")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The training epoch is complete, if epochs are what counts."""
+        """After a training epoch: hand its rows to :meth:`_complete`; not where windows of steps count."""
         if self.every_n_train_steps is None:
             self._end(trainer, pl_module, "train")
 

@@ -104,7 +104,7 @@ class DepthScaledLR(Callback):
         self._undo = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have the optimizers split as soon as they are configured."""
+        """Before ``fit``: have the optimizers split as soon as they are configured."""
         if stage != "fit":
             return
         if type(trainer.strategy).__name__ == "DeepSpeedStrategy":
@@ -132,7 +132,7 @@ class DepthScaledLR(Callback):
                 self._undo.enter_context(replaced(callback, "on_train_epoch_start", in_users_groups))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over what was saved before, and say so if it was trained with other multipliers."""
+        """Before the first training batch: split and tie what was restored; warn if its multipliers were others."""
         for name, child in pl_module.named_modules():
             if isinstance(child, LinearBottleneck):
                 expect_gradients(child, plain_name(name))
@@ -149,40 +149,40 @@ class DepthScaledLR(Callback):
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the ratio right for whoever reads learning rates once an epoch."""
+        """Before a training epoch: set the linear learning rates for whoever reads them once an epoch."""
         self._settle(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Have the ratio right for whoever reads learning rates before the step."""
+        """Before a training step: set the linear learning rates for whoever reads them before the step."""
         self._settle(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Have the ratio right after a scheduler of the user's own has stepped."""
+        """After a training step: set the linear learning rates again, after a scheduler that the user stepped."""
         self._settle(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Split an optimizer that has come since the batch began."""
+        """Before an optimizer steps: split it, if it has come since the batch began."""
         self._settle(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave trainer, schedulers and hooks as they were found; ``validate`` within a ``fit`` leaves them to that."""
+        """After ``fit``, not after a ``validate`` within it: leave trainer, schedulers and hooks as they were found."""
         if stage == "fit":
             self._clean_up()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave them as they were found; Lightning does not call ``teardown`` after an exception."""
+        """When a stage was broken off, for then Lightning does not call ``teardown``: leave all as it was found."""
         self._clean_up()
 
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier of each group, by name."""
+        """When a checkpoint is saved: the multiplier of each group, by name."""
         groups = [group for split in self._optimizers for group in split.linear_groups]
         now = {group["name"]: group[MULTIPLIER_KEY] for group in groups}
         return {"multipliers": now if self._optimizers else self._multipliers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember what the checkpoint was trained with; what this callback was given holds."""
+        """When a checkpoint is loaded: remember its multipliers; those that this callback was given hold."""
         self._restored_multipliers = dict(state_dict["multipliers"])
 
     def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,9 +26,9 @@ Which = Output | Callable[[Any], Any] | None
 class EffectiveRankMonitor(ScheduledObserver):
     r"""Logs ranks of what a layer returns, or is given, over a whole validation split or a window of training steps.
 
-    The spectrum is exact: the singular values of the centred latents of all rows on all processes, accumulated in
-    float64 in :math:`O(\text{dim}^2)` memory. Every process logs the same values, so ``ModelCheckpoint`` and
-    ``EarlyStopping`` can watch them.
+    The spectrum is exact: the singular values of the centred latents of all ``n`` rows on all processes, over
+    ``sqrt(n)``, accumulated in float64 in :math:`O(\text{dim}^2)` memory. Every process logs the same values, so
+    ``ModelCheckpoint`` and ``EarlyStopping`` can watch them.
 
     ====================== ========================================================================================
     key                    value
@@ -56,10 +56,10 @@ class EffectiveRankMonitor(ScheduledObserver):
     with the module between the steps. Compiled layers are seen, but not under ``fullgraph=True``. The sanity check is
     not logged. Without validation data the training epochs are monitored; their rows come from weights that change.
 
-    W&B, TensorBoard and Comet get a histogram of ``log10`` of the singular values each time and, if matplotlib is
-    installed, they and MLflow pictures of the spectrum and of all spectra so far (``rank/spectrum``,
-    ``rank/waterfall``, and the same for the composed matrix after ``rank/weight_``). With any logger all spectra of the
-    fit are written to ``rank_spectra/*.csv`` beside the checkpoints; these themselves keep some.
+    W&B, TensorBoard and Comet get a histogram of ``log10`` of the spectrum each time and, if matplotlib is installed,
+    they and MLflow pictures of the spectrum and of all spectra so far (``rank/spectrum``, ``rank/waterfall``, and the
+    same for the composed matrix after ``rank/weight_``). With any logger all spectra of the fit are written to
+    ``rank_spectra/*.csv`` beside the checkpoints; these themselves keep some.
 
     Args:
         layer: Dotted name of a submodule or the unique ending of one, or several names.
@@ -85,8 +85,10 @@ class EffectiveRankMonitor(ScheduledObserver):
             pictures nor files.
 
     Attributes:
-        singular_values: Last spectrum by layer: descending standard deviations along the principal directions, float64
-            on the CPU, in units of the latents. Of several dataloaders by ``<layer>/dataloader_idx_0`` and so on.
+        singular_values: Last spectrum by layer: the singular values of the centred latents over ``sqrt(n)``, that is
+            their standard deviations along the principal directions
+            (:func:`~lightning_rank.functional.principal_deviations`), descending, float64 on the CPU.
+            Of several dataloaders by ``<layer>/dataloader_idx_0`` and so on.
         weight_singular_values: Last singular values of the composed matrix by layer, for linear bottlenecks.
         history: A row for each time something was measured in the last ``fit``, with ``epoch``, ``step``, which is
             where loggers have it, and the logged keys. Part of the checkpoint: a resumed run continues the curve.
@@ -155,7 +157,7 @@ class EffectiveRankMonitor(ScheduledObserver):
 
     @property
     def singular_values(self) -> dict[str, Tensor]:
-        """Last spectrum by layer."""
+        """Last spectrum by layer, the singular values of the centred latents over ``sqrt(n)``."""
         return self._curve.spectra
 
     @property
@@ -164,7 +166,7 @@ class EffectiveRankMonitor(ScheduledObserver):
         return self._curve.weight_spectra
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse keys that another monitor has; a new fit has a new history."""
+        """Before a stage: refuse keys that another monitor has; for a new ``fit``, empty the history."""
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         for other in callbacks:
             if isinstance(other, EffectiveRankMonitor) and other is not self:
@@ -188,26 +190,26 @@ class EffectiveRankMonitor(ScheduledObserver):
         return split not in self._curve.measured and split in map(self._keys.split, watched)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on from the curve of the checkpoint, if one was loaded."""
+        """Before the first training batch: take over the curve of a loaded checkpoint; open the report."""
         self._curve.start()
         every, rows = self.log_spectrum_every_n_epochs, self._curve.history.rows
         self._report = SpectrumReport(trainer, every, rows[-1].step if rows else None, self._keys, self.variance_rtol)
         super().on_train_start(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the last pictures; say so if nothing was measured."""
+        """After training: make the last pictures; warn if nothing was measured."""
         if self._report is not None:
             self._report.finish(trainer, self._curve.history)
         if not self._curve.measured and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             self._say_nothing_came()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was found, and send home what was found out, if this process was launched."""
+        """After a stage: remove the hooks, and send home what was found out, if this process was launched."""
         super().teardown(trainer, pl_module, stage)
         self._curve.leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was found, and no row unwritten."""
+        """When a stage was broken off: remove the hooks, and write the rows that are not yet in files."""
         super().on_exception(trainer, pl_module, exception)
         if self._report is not None:
             self._report.flush()
@@ -240,9 +242,9 @@ class EffectiveRankMonitor(ScheduledObserver):
             self._report.add(trainer, self._curve.history, spectra, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The curve so far, and some of its spectra."""
+        """When a checkpoint is saved: the curve so far, and some of its spectra."""
         return self._curve.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the curve of the checkpoint; only training goes on from it, validating a checkpoint does not."""
+        """When a checkpoint is loaded: keep its curve until training starts; ``validate`` does not go on from it."""
         self._curve.load_state_dict(state_dict)

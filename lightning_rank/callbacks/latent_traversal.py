@@ -115,7 +115,7 @@ class LatentTraversal(LayerObserver):
         return decoded.reshape(-1, *self.image_shape) if self.image_shape and fits else decoded
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the hook, early enough for whoever compiles the module next."""
+        """Before a stage: refuse to go on without Pillow; forget what was drawn; set the hook on the layer."""
         if find_spec("PIL") is None:
             raise ModuleNotFoundError(
                 "LatentTraversal: pictures are made by Pillow, which is missing: pip install 'lightning-rank[plots]'"
@@ -124,13 +124,13 @@ class LatentTraversal(LayerObserver):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if there will be no pictures."""
+        """Before the first training batch: warn if there is no validation data, hence no picture."""
         super().on_train_start(trainer, pl_module)
         if no_validation(trainer):
             rank_zero_warn("LatentTraversal: there is no validation data, so it draws nothing")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last validation, if it was not due."""
+        """After training: draw the last validation, if it was not drawn."""
         if self._undrawn is not None:
             modes = [(part, part.training) for part in pl_module.modules()]
             pl_module.eval()

@@ -12,7 +12,7 @@ class Truncation:
 
     Attributes:
         rank: Width of the code.
-        singular_values: Standard deviations of the latents along all principal directions, descending, shape
+        principal_deviations: Standard deviations of the latents along all principal directions, descending, shape
             ``(dim,)``.
         folded_into: Name of the layer that took the second map in; ``None`` if it was kept.
         parameters: Number of parameters of the whole module, before and after.
@@ -30,7 +30,7 @@ class Truncation:
     """
 
     rank: int
-    singular_values: Tensor
+    principal_deviations: Tensor
     folded_into: str | None
     parameters: tuple[int, int]
     multiply_adds: tuple[int, int]
@@ -38,17 +38,17 @@ class Truncation:
     @property
     def discarded_variance(self) -> float:
         """Mean squared distance between the latents and what is left of them, the sum of the discarded variances."""
-        return self.singular_values[self.rank :].square().sum().item()
+        return self.principal_deviations[self.rank :].square().sum().item()
 
     @property
     def kept_variance_ratio(self) -> float:
         """Part of the total variance that is kept; NaN if there is none."""
-        total = self.singular_values.square().sum().item()
+        total = self.principal_deviations.square().sum().item()
         return 1 - self.discarded_variance / total if total > 0 else math.nan
 
     def __str__(self) -> str:
         rows = [
-            ("width of the latents", len(self.singular_values), self.rank),
+            ("width of the latents", len(self.principal_deviations), self.rank),
             ("parameters of the model", *self.parameters),
             ("multiply-adds a row, in what changed", *self.multiply_adds),
         ]

@@ -8,7 +8,7 @@ values* and the same measure of *variances* (their squares) differ: each docstri
 import torch
 from torch import Tensor
 
-#: Default threshold of the numerical rank, wherever there is one: :func:`numerical_rank` says why.
+#: Default threshold of the numerical rank, wherever there is one; :func:`numerical_rank` says why.
 VARIANCE_RTOL = 1e-3
 
 

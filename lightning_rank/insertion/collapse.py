@@ -12,7 +12,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def collapse_linear_bottleneck(module: ModuleT) -> ModuleT:
     """Make every linear bottleneck in ``module`` one layer deep, in place, with the same outputs.
 
-    The layers are replaced by one that holds their product: ``linear_bottleneck.layers.0.weight``. Do it when training
+    The layers give way to the one of :meth:`LinearBottleneck.collapse`, ``linear_bottleneck.layers.0``, which holds
+    their product; the bottleneck around it keeps its feature axis and its place. Do it when training
     is over; an optimizer made before still holds the old layers. Bottlenecks of depth 0 stay what they are. A
     ``state_dict`` saved afterwards loads into a module built with any depth, which is collapsed by it.
 
@@ -35,5 +36,5 @@ def collapse_linear_bottleneck(module: ModuleT) -> ModuleT:
         raise ValueError(f"module: expected a LinearBottleneck somewhere in {type(module).__name__}, found none")
     for bottleneck in bottlenecks:
         if bottleneck.depth > 0:
-            bottleneck.become_one_layer(bottleneck.collapse().weight.detach())
+            bottleneck.become_one_layer(bottleneck.collapse())
     return module

@@ -137,9 +137,9 @@ class LatentSpectrum(Metric):
 
     def compute(self) -> Tensor:
         """The standard deviations of everything taken in, shape ``(dim,)``."""
-        return self.singular_values()
+        return self.principal_deviations()
 
-    def singular_values(self) -> Tensor:
+    def principal_deviations(self) -> Tensor:
         """The same, of the state as it stands: without synchronizing, and without torchmetrics' cache."""
         return principal_deviations(self.as_moments())
 

@@ -31,7 +31,7 @@ class EffectiveRank(LatentSpectrum):
 
     def compute(self) -> Tensor:
         """The effective rank of everything taken in."""
-        return functional.effective_rank(self.singular_values())
+        return functional.effective_rank(self.principal_deviations())
 
 
 class NumericalRank(LatentSpectrum):
@@ -60,7 +60,7 @@ class NumericalRank(LatentSpectrum):
 
     def compute(self) -> Tensor:
         """The numerical rank of everything taken in."""
-        return functional.numerical_rank(self.singular_values(), variance_rtol=self.variance_rtol)
+        return functional.numerical_rank(self.principal_deviations(), variance_rtol=self.variance_rtol)
 
 
 class StableRank(LatentSpectrum):
@@ -80,7 +80,7 @@ class StableRank(LatentSpectrum):
 
     def compute(self) -> Tensor:
         """The stable rank of everything taken in."""
-        return functional.stable_rank(self.singular_values())
+        return functional.stable_rank(self.principal_deviations())
 
 
 class ParticipationRatio(LatentSpectrum):
@@ -100,7 +100,7 @@ class ParticipationRatio(LatentSpectrum):
 
     def compute(self) -> Tensor:
         """The participation ratio of everything taken in."""
-        return functional.participation_ratio(self.singular_values())
+        return functional.participation_ratio(self.principal_deviations())
 
 
 class DirectionsForVariance(LatentSpectrum):
@@ -129,7 +129,7 @@ class DirectionsForVariance(LatentSpectrum):
 
     def compute(self) -> Tensor:
         """How many it takes for everything taken in."""
-        return functional.directions_for_variance(self.singular_values(), share=self.share)
+        return functional.directions_for_variance(self.principal_deviations(), share=self.share)
 
 
 class PowerLawExponent(LatentSpectrum):
@@ -161,7 +161,7 @@ class PowerLawExponent(LatentSpectrum):
 
     def compute(self) -> Tensor:
         """The exponent for everything taken in."""
-        return functional.power_law_exponent(self.singular_values(), first=self.first, last=self.last)
+        return functional.power_law_exponent(self.principal_deviations(), first=self.first, last=self.last)
 
 
 class ConditionNumber(LatentSpectrum):
@@ -180,7 +180,7 @@ class ConditionNumber(LatentSpectrum):
 
     def compute(self) -> Tensor:
         """The condition of everything taken in."""
-        return functional.condition_number(self.singular_values())
+        return functional.condition_number(self.principal_deviations())
 
 
 class RankMe(LatentSpectrum):

@@ -136,21 +136,16 @@ class LinearBottleneck(nn.Module):
         return self._one_by_one(torch.eye(self.dim, device=like.device, dtype=like.dtype)).T
 
     def collapse(self) -> nn.Linear:
-        """One ``nn.Linear(dim, dim, bias=False)`` with the composed weight.
+        """The one layer that all layers are equal to: an ``nn.Linear(dim, dim, bias=False)`` with the composed weight.
 
-        Like every ``nn.Linear`` it acts on the last axis, whatever ``feature_axis`` is here.
+        :func:`~lightning_rank.collapse_linear_bottleneck` puts it in their place. Alone it acts on the last axis, as
+        every ``nn.Linear`` does, whatever ``feature_axis`` is here. It is trainable unless all layers are frozen.
         """
-        weight = self.weight.detach().contiguous()
-        linear = nn.Linear(self.dim, self.dim, bias=False, device="meta", dtype=weight.dtype)
-        linear.weight = nn.Parameter(weight)
-        return linear.train(self.training)
+        return self._one_layer(self.weight.detach().clone(memory_format=torch.contiguous_format))
 
-    def become_one_layer(self, weight: Tensor) -> None:
-        """Replace the layers by one that has that weight, trainable unless all layers were frozen."""
-        layer = nn.Linear(self.dim, self.dim, bias=False, device="meta")
-        trainable = not self.layers or any(parameter.requires_grad for parameter in self.parameters())
-        layer.weight = nn.Parameter(weight, requires_grad=trainable)
-        self.layers, self.depth = nn.ModuleList([layer.train(self.training)]), 1
+    def become_one_layer(self, layer: nn.Linear) -> None:
+        """Put one layer in the place of all."""
+        self.layers, self.depth = nn.ModuleList([layer]), 1
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layers to ``input``."""
@@ -193,13 +188,19 @@ class LinearBottleneck(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # pyright: ignore
         saved = [key for key in state_dict if key.startswith(f"{prefix}layers.")]
         if saved == [f"{prefix}layers.0.weight"] and len(self.layers) != 1:
-            self.become_one_layer(self._like.new_empty(self.dim, self.dim))
+            self.become_one_layer(self._one_layer(self._like.new_empty(self.dim, self.dim)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _new_layer(self, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Linear:
         if self.init == "default":
             return nn.Linear(self.dim, self.dim, bias=False, device=device, dtype=dtype)
         return OrthogonalLinear(self.dim, self.gain ** (1 / self.depth), device=device, dtype=dtype)
+
+    def _one_layer(self, weight: Tensor) -> nn.Linear:
+        layer = nn.Linear(self.dim, self.dim, bias=False, device="meta")
+        trainable = not self.layers or any(parameter.requires_grad for parameter in self.parameters())
+        layer.weight = nn.Parameter(weight, requires_grad=trainable)
+        return layer.train(self.training)
 
     def _plain_weights(self) -> list[Tensor] | None:
         """The weights, if each layer is its weight and nothing more."""

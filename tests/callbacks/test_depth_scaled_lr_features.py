@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     LearningRateMonitor,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -130,7 +129,8 @@ def test_stochastic_weight_averaging():
 
 @pytest.mark.parametrize("first", [True, False])
 def test_weight_averaging(first):
-    callbacks = [DepthScaledLR(), WeightAveraging()] if first else [WeightAveraging(), DepthScaledLR()]
+    averaging = tiny.weight_averaging()
+    callbacks = [DepthScaledLR(), averaging] if first else [averaging, DepthScaledLR()]
     fit(attached(), *callbacks).check(8)
 
 

@@ -9,7 +9,7 @@ import reference
 import tiny
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -262,7 +262,7 @@ def test_averaged_weights_are_monitored_when_they_are_what_is_validated():
 
     seen = Averaged()
     monitor = EffectiveRankMonitor()
-    trainer = tiny.trainer(callbacks=[monitor, WeightAveraging(), seen], max_epochs=3)
+    trainer = tiny.trainer(callbacks=[monitor, tiny.weight_averaging(), seen], max_epochs=3)
     trainer.fit(tiny.tiny(), tiny.loader(), tiny.loader(53, 10, seed=2))
     expected = reference.effective_rank(reference.deviations(seen.latents))
     assert monitor.history[-1]["rank/effective"] == pytest.approx(expected, rel=1e-6)

@@ -104,7 +104,7 @@ def test_folded_equals_unfolded(kind, given):
     rows = code.movedim(axis, -1).reshape(-1, 3).double()
     torch.testing.assert_close(rows.mean(0), torch.zeros(3).double(), rtol=0, atol=1e-5)
     covariance = rows.T.cov(correction=0)
-    torch.testing.assert_close(covariance, report.singular_values[:3].square().diag(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(covariance, report.principal_deviations[:3].square().diag(), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -269,7 +269,7 @@ def test_dropout_and_batch_norm_see_no_data():
     before = copy.deepcopy(net.encoder[1].state_dict())
     x = torch.randn(50, 10)
     reports = [truncate_linear_bottleneck(copy.deepcopy(net), DataLoader(x, 10), rank=3) for _ in range(2)]
-    assert torch.equal(reports[0].singular_values, reports[1].singular_values)
+    assert torch.equal(reports[0].principal_deviations, reports[1].principal_deviations)
     torch.testing.assert_close(net.encoder[1].state_dict(), before)
 
 

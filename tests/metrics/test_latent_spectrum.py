@@ -257,7 +257,7 @@ def test_a_state_from_elsewhere_is_gone_on_with():
     metrics.update(rows[20:40])
     member = metrics["EffectiveRank"]
     member.update(rows[40:])
-    torch.testing.assert_close(member.singular_values(), spectrum_of(rows))
+    torch.testing.assert_close(member.principal_deviations(), spectrum_of(rows))
     saved, loaded = LatentSpectrum(4), LatentSpectrum(4)
     saved.persistent(True)
     saved.update(rows[:40])
@@ -378,7 +378,7 @@ def test_bad_latents_are_refused_and_change_nothing(latents, error, message):
     before = metric.compute()
     with pytest.raises(error, match=message):
         metric.update(latents)
-    assert torch.equal(metric.singular_values(), before)
+    assert torch.equal(metric.principal_deviations(), before)
 
 
 def test_bad_arguments_are_refused():

@@ -53,7 +53,7 @@ def test_processes_equal_one(sizes, tmp_path):
     rows[7] = torch.nan
     whole = EffectiveRank(12)
     whole.update(rows)
-    deviations = whole.singular_values()
+    deviations = whole.principal_deviations()
     results = processes.in_processes(len(sizes), _uneven_shards, tmp_path, rows, sizes)
     for rank, (value, theirs, samples, dropped, own) in enumerate(results):
         assert value.item() == pytest.approx(whole.compute().item(), rel=1e-10)
@@ -93,7 +93,9 @@ def test_all_layers_are_synchronized_at_once(tmp_path):
     for rank, (pooled, calls, own) in enumerate(results):
         assert own == [[699, None, None], [2300] * 3, [None] * 3][rank], "what was given stays as it was"
         for (moments, dropped), expected in zip(pooled, whole, strict=True):
-            torch.testing.assert_close(principal_deviations(moments), expected.singular_values(), rtol=1e-6, atol=0)
+            torch.testing.assert_close(
+                principal_deviations(moments), expected.principal_deviations(), rtol=1e-6, atol=0
+            )
             assert (moments.n, dropped) == (expected.samples, expected.dropped_rows)
         # Widths; then scatters on and above the diagonal, and counts and means of each process.
         strips = 5 * 5 + (32 * 70 + 32 * 38 + 6 * 6) + 12 * 12
@@ -113,7 +115,7 @@ def _other_ways(rank: int, world_size: int, rows: torch.Tensor) -> None:
 
     whole = LatentSpectrum(6)
     whole.update(rows)
-    expected = whole.singular_values()
+    expected = whole.principal_deviations()
     own = LatentSpectrum(6)
     own.update(mine)
     value, calls = counted(own.compute)
@@ -127,7 +129,7 @@ def _other_ways(rank: int, world_size: int, rows: torch.Tensor) -> None:
         metric.reset()
         metric.update(mine)
         metric.sync(dist_sync_fn=options.get("dist_sync_fn"))
-        torch.testing.assert_close(metric.singular_values(), expected, rtol=1e-10, atol=0)
+        torch.testing.assert_close(metric.principal_deviations(), expected, rtol=1e-10, atol=0)
         metric.unsync()
         metric.update(mine)  # what was synchronized is no part of what is accumulated
         assert metric.samples == 2 * len(mine)

@@ -148,6 +148,24 @@ def test_collapsed_layer_is_equal():
     torch.testing.assert_close(linear(x), bottleneck(x))
 
 
+@pytest.mark.parametrize("depth", [1, 5])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_layer_of_collapse_is_the_one_that_collapse_linear_bottleneck_leaves(depth, frozen):
+    bottleneck = LinearBottleneck(6, depth, gain=0.7).requires_grad_(not frozen).eval()
+    alone = bottleneck.collapse()
+    (left,) = collapse_linear_bottleneck(bottleneck).layers
+    assert type(alone) is type(left) is nn.Linear
+    assert torch.equal(alone.weight, left.weight)
+    assert (
+        (alone.weight.requires_grad, alone.training)
+        == (left.weight.requires_grad, left.training)
+        == (not frozen, False)
+    )
+    with torch.no_grad():
+        alone.weight.zero_()
+    assert left.weight.abs().sum() > 1, "a weight of its own"
+
+
 # Ways to change weights, most of which move no version counter.
 CHANGES = {
     "load_state_dict": lambda b: b.load_state_dict({k: 2 * v for k, v in b.state_dict().items()}),
