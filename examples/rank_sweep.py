@@ -19,12 +19,12 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_rank.functional import VARIANCE_RTOL
-from rank_trainer import RankSweep, data
+from rank_trainer import METHODS, RankSweep, data
 from rank_trainer.autoencoders import convolutional_autoencoder, linear_autoencoder, mlp_autoencoder
-from rank_trainer.data import DataError
 from rank_trainer.evaluation import AutoencoderEvaluation
+from rank_trainer.failures import stops_all
 from rank_trainer.loggers import LOGGERS
-from rank_trainer.runs import METHODS, identity
+from rank_trainer.runs import identity
 
 DATA = ("digits", "synthetic", "fashion_mnist", "cifar10", "celeba", "folder")
 
@@ -167,7 +167,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         )
     try:
         results = sweep.run()
-    except (DataError, OSError) as error:
+    except Exception as error:
+        if not stops_all(error):
+            raise  # a bug, which keeps its traceback
         raise SystemExit(f"error: {error}\nFinished runs are kept; the same command goes on from here.") from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Left to the interpreter's exit, the threads of gloo abort a process now and then.

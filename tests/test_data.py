@@ -1,5 +1,6 @@
 """The data modules of the example trainer, on small data sets in the formats of the real ones."""
 
+import errno
 import gzip
 import hashlib
 import itertools
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10, CelebA
+from torchvision.datasets import CIFAR10, CelebA, ImageFolder
 
 from rank_trainer import data
 from rank_trainer.data import DataError, modules
@@ -236,6 +237,44 @@ def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(tmp_path, monk
     ):
         with pytest.raises(DataError, match=told):
             make(tmp_path).prepare_data()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ModuleNotFoundError("No module named 'gone'"),
+        AttributeError("no such attribute"),
+        NotImplementedError("not yet"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/etc/none.cfg"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=lambda bug: type(bug).__name__,
+)
+def test_a_bug_is_not_called_missing_data(tmp_path, monkeypatch, bug):
+    def broken(*args, **kwargs):
+        raise bug
+
+    monkeypatch.setattr(CIFAR10, "__init__", broken)
+    monkeypatch.setattr(ImageFolder, "__getitem__", broken)
+    with pytest.raises(type(bug)) as caught:
+        data.cifar10(tmp_path).prepare_data()
+    assert caught.value is bug
+    assert caught.traceback[-1].name == "broken", "its own traceback"
+    if isinstance(bug, OSError) and bug.filename is None:
+        return  # which image it was is worth saying
+    write_folder(tmp_path)
+    with pytest.raises(type(bug)) as caught:
+        data.folder(tmp_path).setup("fit")
+    assert caught.value is bug
+
+
+def test_a_file_of_the_data_that_is_missing_is_missing_data(tmp_path, monkeypatch):
+    def lacks(self, root, **kwargs):
+        (root / "cifar-10-batches-py" / "data_batch_1").open()
+
+    monkeypatch.setattr(CIFAR10, "__init__", lacks)
+    with pytest.raises(DataError, match="data_batch_1'\nIf it cannot be downloaded here"):
+        data.cifar10(tmp_path).prepare_data()
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path):

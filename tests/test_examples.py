@@ -200,6 +200,15 @@ def test_missing_and_damaged_data_stop_the_sweep_and_keep_what_is_finished(tmp_p
     assert len(results(tmp_path)) == 1
 
 
+def test_a_bug_in_the_script_keeps_its_traceback(tmp_path, monkeypatch):
+    def broken(self):
+        raise FileNotFoundError("no such file, says a bug")
+
+    monkeypatch.setattr(rank_sweep.RankSweep, "run", broken)
+    with pytest.raises(FileNotFoundError, match="says a bug"):
+        rank_sweep.main(["--logger", "none", "--output-dir", str(tmp_path)])
+
+
 def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path, capsys):
     arguments = ["--seeds", "1", "--max-epochs", "30", "--more-epochs", "20", "--output-dir", str(tmp_path)]
     rows = shrink_autoencoder.main(arguments)

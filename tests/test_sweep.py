@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import rows
 from torchvision.utils import save_image
 
+from lightning_rank import DepthScaledLR, attach_linear_bottleneck
 from lightning_rank.functional import weight_decay_for_variance_cutoff
-from rank_trainer import RankSweep, loggers
+from rank_trainer import Method, RankSweep, loggers
 from rank_trainer.autoencoders import linear_autoencoder, mlp_autoencoder
 from rank_trainer.data import TensorDataModule
 from rank_trainer.runs import Run
@@ -37,6 +39,39 @@ def test_runs_are_methods_depths_gains_and_seeds(tmp_path):
     assert Run("ours", 4, 0.3, 6) in runs
     assert Run("irmae", 2, None, 5) in runs
     assert len({run.name for run in runs}) == len(runs)
+
+
+def test_a_method_of_ones_own_is_five_lines(tmp_path):
+    attach = partial(attach_linear_bottleneck, gain=1.0, init="default")
+    scaled = Method("scaled", attach, callbacks=[DepthScaledLR])
+    narrow = Method("narrow", takes_depth=False, options={"dim": 3})
+    mine = sweep(tmp_path, partial(linear_autoencoder, FEATURES, dim=DIM), methods=["plain", narrow, scaled])
+    plain, narrowed, low = mine.run()
+    assert [plain["method"], narrowed["method"], low["method"]] == ["plain", "narrow", "scaled"]
+    assert not mine.failures
+    assert [len(row["singular_values"]) for row in (plain, narrowed, low)] == [6, 3, 6]
+    (checkpoint,) = tmp_path.glob("runs/scaled-depth2-seed0-*/last.ckpt")
+    rates = [group["lr"] for group in torch.load(checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]]
+    assert rates == [1e-3, 1e-3 / 2], "its callback was at work"
+    page = (tmp_path / "report.html").read_text()
+    assert all(f"<td>{name}</td>" in page for name in ("plain", "narrow", "scaled"))
+    assert mine.trained(mine.runs[1]).decoder.weight.shape == (FEATURES, 3)
+
+
+def test_methods_are_told_apart_by_their_names(tmp_path):
+    with pytest.raises(ValueError, match="methods: expected a name for each, got two of 'plain'"):
+        sweep(tmp_path, methods=["plain", Method("plain")])
+
+
+def test_runs_of_earlier_versions_are_found(tmp_path):
+    settings = {"dim": 4, "output_dir": tmp_path, "name": "here", "variance_rtol": 1e-2}
+    given = {"trainer_options": {"accelerator": "cpu"}, "config": {"data": "digits"}}
+    made = RankSweep(torch.nn.Identity, None, **settings, **given)
+    assert [made.directory(run).name for run in made.runs[:5:2]] == [
+        "plain-depth0-seed0-73f131",
+        "irmae-depth4-seed0-1791b8",
+        "ours-depth2-gain0.1-seed0-f9b0dd",
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 9])

@@ -1,17 +1,26 @@
 """The script in several processes: what they come to together, and what W&B sees of them."""
 
 import itertools
+import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import rank_sweep
+import torch
 import wandb_reader
 import yaml
 from PIL import Image
+from processes import in_processes
 from test_examples import command, environment, results
 
+from rank_trainer import RankSweep
+from rank_trainer.autoencoders import linear_autoencoder
+from rank_trainer.data import TensorDataModule
+from rank_trainer.methods import by_name
 from rank_trainer.runs import list_runs
 
 SWEEP = yaml.safe_load(Path(rank_sweep.__file__).with_name("sweep.yaml").read_text())
@@ -56,7 +65,9 @@ def test_the_wandb_sweep_gives_every_run_of_ours_and_irmae_once():
     runs = []
     for values in grid():
         args = rank_sweep.parse_args(agents_command(values)[3:])
-        runs += list_runs(args.methods, args.depths, [0.1], range(args.first_seed, args.first_seed + args.seeds))
+        runs += list_runs(
+            by_name(args.methods).values(), args.depths, [0.1], range(args.first_seed, args.first_seed + args.seeds)
+        )
     assert len(runs) == len(set(runs)) == 2 * 3 * 3
 
 
@@ -96,3 +107,48 @@ def test_what_only_one_process_finds_stops_them_all(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count(f"error: {path}: this image cannot be decoded") == 2, "each process says it, and ends"
     assert "Finished runs are kept" in done.stderr
+
+
+class LostError(Exception):
+    """One that cannot be pickled; and one that can be, but not read."""
+
+    def __init__(self, what, held):
+        super().__init__(what)
+        self.held = held
+
+
+@pytest.mark.parametrize("held", [lambda: None, "a string"], ids=["cannot be pickled", "cannot be read"])
+def test_an_exception_that_does_not_travel_fails_its_run_in_all_processes(tmp_path, held):
+    (tmp_path / "out").mkdir()
+    first, second = in_processes(2, _failing_sweep, tmp_path, tmp_path / "out", held)
+    told = {f"ours-depth{depth}-gain0.1-seed0": "LostError: no measure" for depth in (2, 4)}
+    assert first == second == told
+    traces = [path.read_text() for path in (tmp_path / "out").glob("runs/*/error.txt")]
+    assert len(traces) == 2
+    assert all("raise LostError" in trace for trace in traces), "its own traceback"
+
+
+def _failing_sweep(rank, world_size, directory, held):
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(100)  # a process that waits for ever ends, and so does the test
+
+    def evaluate(module, pictures, seed):
+        raise LostError("no measure", held)
+
+    splits = [(torch.randn(32, 10),) for _ in range(3)]
+    sweep = RankSweep(
+        partial(linear_autoencoder, 10, 6),
+        TensorDataModule(*splits, batch_size=8),
+        dim=6,
+        output_dir=directory,
+        name="failing",
+        methods=["ours"],
+        depths=[2, 4],
+        max_epochs=1,
+        evaluate=evaluate,
+        logger="none",
+        trainer_options={"accelerator": "cpu", "devices": world_size, "strategy": "ddp"},
+    )
+    sweep.run()
+    return {run.name: failure for run, failure in sweep.failures.items()}

@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-METHODS = ("plain", "irmae", "ours")
+from rank_trainer.methods import Method
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: ``plain`` without linear layers, ``irmae`` as in Jing et al. 2020, or ``ours``."""
+    """One training of a method, by its name, with a depth, a seed, and a gain if the method takes one."""
 
     method: str
     depth: int
@@ -25,33 +25,32 @@ class Run:
         return f"{self.method}-depth{self.depth}{gain}-seed{self.seed}"
 
 
-def list_runs(methods: Sequence[str], depths: Sequence[int], gains: Sequence[float], seeds: Sequence[int]) -> list[Run]:
-    """All runs, seed by seed: ``plain`` at depth 0, the others at those above, ``ours`` with each gain.
+def list_runs(
+    methods: Iterable[Method], depths: Sequence[int], gains: Sequence[float], seeds: Sequence[int]
+) -> list[Run]:
+    """All runs, seed by seed: each method at the depths and with the gains that it takes.
 
     Raises:
-        ValueError: A method is unknown, a depth negative or a gain not positive; or there is no run.
+        ValueError: A depth is negative or a gain not positive; or there is no run.
     """
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"methods: expected some of {METHODS}, got {method!r}")
+    methods = list(methods)
     if min(depths, default=-1) < 0:
         raise ValueError(f"depths: expected numbers of 0 or more, got {list(depths)}")
     for gain in gains:
         if not gain > 0:
             raise ValueError(f"gains: expected positive numbers, got {gain}")
     runs = [
-        Run(method, depth, gain, seed)
+        Run(method.name, depth, gain, seed)
         for seed in dict.fromkeys(seeds)
-        for method in METHODS
-        if method in methods
+        for method in methods
         for depth in sorted(set(depths))
-        if (depth == 0) == (method == "plain")
-        for gain in (dict.fromkeys(gains) if method == "ours" else [None])
+        if (depth > 0) == method.takes_depth
+        for gain in (dict.fromkeys(gains) if method.takes_gain else [None])
     ]
     if not runs:
         raise ValueError(
             "methods, depths, gains, seeds: expected depth 0 for 'plain' or one above 0 for the others, and a gain and "
-            f"a seed, got {list(methods)}, {list(depths)}, {list(gains)}, {list(seeds)}"
+            f"a seed, got {[m.name for m in methods]}, {list(depths)}, {list(gains)}, {list(seeds)}"
         )
     return runs
 

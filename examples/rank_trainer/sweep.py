@@ -1,26 +1,22 @@
 """Trainings over methods, depths, gains and seeds, that survive being stopped."""
 
-import errno
 import json
-import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck
 from lightning_rank.functional import VARIANCE_RTOL, weight_decay_for_variance_cutoff
 from rank_trainer import loggers, report
-from rank_trainer.callbacks import Progress, SaveTraining
-from rank_trainer.data import DataError
+from rank_trainer.failures import DataError, in_first_process, in_words, stops_all
 from rank_trainer.files import write_whole
-from rank_trainer.runs import METHODS, Run, identity, list_runs
+from rank_trainer.methods import METHODS, Method, by_name
+from rank_trainer.runs import Run, identity, list_runs
+from rank_trainer.training import load_trained, train
 
 
 class RankSweep:
@@ -40,16 +36,16 @@ class RankSweep:
         name: What is trained on what, as the settings below do not say it: part of the identity of every run, for
             a run of the same settings is taken for finished; and the W&B group.
         after: Name of the child that makes the latents.
-        methods: Of ``plain`` (no linear layers), ``irmae`` (default initialization, one learning rate) and ``ours``
-            (orthogonal with ``gain``, learning rate over depth).
-        depths: Numbers of linear layers; ``plain`` takes 0, the others those above 0.
-        gains: End-to-end gains of ``ours``.
+        methods: What to compare: some of :data:`~rank_trainer.METHODS`, or their names, or your own.
+        depths: Numbers of linear layers; a method that has none takes 0, the others those above 0.
+        gains: End-to-end gains, of the methods that take one.
         seeds: The seeds.
         max_epochs: Epochs of each run.
         variance_cutoff: Smallest variance of the data worth keeping: all runs get the weight decay that cuts below it.
         variance_rtol: Threshold of the numerical rank, relative to the largest variance.
         evaluate: Called with the trained module, a directory for pictures and the seed; what it returns is added to
-            the result. An :class:`~evaluation.AutoencoderEvaluation`, for example.
+            the result. An
+            :class:`~rank_trainer.evaluation.AutoencoderEvaluation`, for example.
         shard: ``(i, n)``: train every n-th run only, from the i-th on, counted from 1.
         logger: ``"wandb"``, ``"csv"``, ``"tensorboard"`` or ``"none"``.
         project: W&B project.
@@ -57,6 +53,7 @@ class RankSweep:
         trainer_options: Further arguments of :class:`lightning.pytorch.Trainer`.
 
     Attributes:
+        methods: The methods by name.
         runs: All runs, those of other shards too.
         failures: What went wrong, by run.
     """
@@ -70,7 +67,7 @@ class RankSweep:
         output_dir: str | Path,
         name: str,
         after: str = "encoder",
-        methods: Sequence[str] = METHODS,
+        methods: Sequence[Method | str] = tuple(METHODS),
         depths: Sequence[int] = (0, 2, 4, 8),
         gains: Sequence[float] = (0.1,),
         seeds: Sequence[int] = (0,),
@@ -108,7 +105,8 @@ class RankSweep:
         self.config = config or {}
         self.trainer_options = trainer_options or {}
         self.failures: dict[Run, str] = {}
-        self.runs = list_runs(methods, depths, gains, seeds)
+        self.methods = by_name(methods)
+        self.runs = list_runs(self.methods.values(), depths, gains, seeds)
 
     def run(self) -> list[dict[str, Any]]:
         """Train what is missing, write the report, and return a dict for each finished run.
@@ -151,26 +149,29 @@ class RankSweep:
         return self.output_dir / "runs" / f"{run.name}-{identity(self._config(run))}"
 
     def _config(self, run: Run) -> dict[str, Any]:
+        options = self.methods[run.method].options
         return asdict(run) | {
-            "dim": self.dim,
+            "dim": self._dim(run),
             "max_epochs": self.max_epochs,
             "variance_cutoff": self.variance_cutoff,
             "variance_rtol": self.variance_rtol,
             "after": self.after,
             "trainer": {key: str(value) for key, value in self.trainer_options.items()},
             "sweep": self.name,
+            **({"options": dict(options)} if options else {}),
             **self.config,
         }
+
+    def _dim(self, run: Run) -> int:
+        return self.methods[run.method].options.get("dim", self.dim)
 
     def _attempt(self, run: Run, title: str) -> None:
         try:
             self._train(run, title)
-        except DataError:
-            raise
         except Exception as error:
-            if _out_of_space(error):
+            if stops_all(error):
                 raise
-            self.failures[run] = f"{type(error).__name__}: {error}"
+            self.failures[run] = in_words(error)
             self._note_failure(run)
 
     @rank_zero_only
@@ -180,87 +181,64 @@ class RankSweep:
         print(f"\n{run.name} failed, and the sweep goes on. {self.failures[run]}\n(all of it in {path})")
 
     def _train(self, run: Run, title: str) -> None:
-        directory = self.directory(run)
+        directory, config = self.directory(run), self._config(run)
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / "config.json", json.dumps(self._config(run), indent=2))
+        write_whole(directory / "config.json", json.dumps(config, indent=2))
         seed_everything(run.seed, verbose=False)
         module = self.make_module(run)
-        monitor = EffectiveRankMonitor(variance_rtol=self.variance_rtol, log_spectrum_every_n_epochs=50)
-        logger = loggers.make_logger(
-            self.logger,
-            directory,
-            name=run.name,
-            project=self.project,
-            group=self.name,
-            tags=[run.method, self.name],
-            config=self._config(run),
-        )
-        callbacks: list[Callback] = [DepthScaledLR()] if run.method == "ours" else []
-        if logger:
-            callbacks.append(LearningRateMonitor("epoch"))
-        every = max(1, self.max_epochs // 15)
-        checkpoint = ModelCheckpoint(directory, "last", every_n_epochs=every, enable_version_counter=False)
-        trainer = Trainer(
-            max_epochs=self.max_epochs,
-            callbacks=[*callbacks, monitor, checkpoint, Progress(title), SaveTraining(monitor, directory)],
-            logger=logger or False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=10,
-            num_sanity_val_steps=0,
-            **self.trainer_options,
-        )
+        of_run = {"name": run.name, "project": self.project, "group": self.name, "tags": [run.method, self.name]}
+        logger = loggers.make_logger(self.logger, directory, **of_run, config=config)
         exit_code = 1
         try:
-            # Of a run that was only not measured yet this brings back the weights, and trains no more.
-            trainer.fit(module, datamodule=self.datamodule, ckpt_path=_resumable(directory, self.max_epochs))
-            self._measure(run, trainer, module)
+            trainer = train(
+                module,
+                self.datamodule,
+                directory,
+                title=title,
+                callbacks=[make() for make in self.methods[run.method].callbacks],
+                logger=logger,
+                max_epochs=self.max_epochs,
+                variance_rtol=self.variance_rtol,
+                trainer_options=self.trainer_options,
+            )
+            in_first_process(trainer, lambda: self._measure(run, trainer, module))
             exit_code = 0
         finally:
             loggers.finish(logger, exit_code)
 
     def make_module(self, run: Run) -> LightningModule:
         """The module of a run, before it is trained."""
-        options = {}
+        method = self.methods[run.method]
+        options = dict(method.options)
         if self.variance_cutoff is not None:
             options["weight_decay"] = weight_decay_for_variance_cutoff(self.variance_cutoff, run.depth)
-        return attach_linear_bottleneck(
-            self.make_autoencoder(**options),
-            after=self.after,
-            dim=self.dim,
-            depth=run.depth,
-            gain=1.0 if run.gain is None else run.gain,
-            init="orthogonal" if run.method == "ours" else "default",
+        gain = {} if run.gain is None else {"gain": run.gain}
+        return method.attach(
+            self.make_autoencoder(**options), after=self.after, dim=self._dim(run), depth=run.depth, **gain
         )
 
-    def _measure(self, run: Run, trainer: Trainer, module: LightningModule) -> None:
-        """In one process, on whole splits; the others wait, as long as the process group lets them, and go on with it.
+    def trained(self, run: Run) -> LightningModule:
+        """The module as a finished run left it, to be measured, cut or used."""
+        return load_trained(self.make_module(run), self.directory(run))
 
-        A failure is one of all processes, so that they stay together.
-        """
-        directory, error = self.directory(run), None
-        if trainer.is_global_zero:
-            try:
-                result = asdict(run) | json.loads((directory / "trained.json").read_text())
-                if self.evaluate is not None:
-                    measured = self.evaluate(module.to(trainer.strategy.root_device), directory, run.seed)
-                    loggers.log_result(trainer.logger, measured, sorted(directory.glob("*.png")))
-                    result |= measured
-                write_whole(directory / "result.json", json.dumps(result))
-                (directory / "error.txt").unlink(missing_ok=True)
-            except Exception as caught:
-                error = caught
-        error = trainer.strategy.broadcast(error)
-        if error is not None:
-            raise error
+    def _measure(self, run: Run, trainer: Trainer, module: LightningModule) -> None:
+        """On whole splits, and so in one process."""
+        directory = self.directory(run)
+        result = asdict(run) | json.loads((directory / "trained.json").read_text())
+        if self.evaluate is not None:
+            measured = self.evaluate(module.to(trainer.strategy.root_device), directory, run.seed)
+            loggers.log_result(trainer.logger, measured, sorted(directory.glob("*.png")))
+            result |= measured
+        write_whole(directory / "result.json", json.dumps(result))
+        (directory / "error.txt").unlink(missing_ok=True)
 
     @rank_zero_only
     def _report(self) -> None:
         results = self.results()
         if results:
-            settings = {
-                key: value for key, value in self._config(self.runs[0]).items() if key not in asdict(self.runs[0])
-            }
+            configs = [self._config(run) for run in self.runs]
+            common = {key: value for key, value in configs[0].items() if all(value == c.get(key) for c in configs)}
+            settings = {key: value for key, value in common.items() if key not in asdict(self.runs[0])}
             grids = {run.name: sorted(self.directory(run).glob("*.png")) for run in self.runs if self.result(run)}
             written = report.write(results, grids, settings, self.output_dir)
             print(f"\n{report.text(results)}\n")
@@ -272,24 +250,3 @@ class RankSweep:
         if offline:
             print(f"{len(offline)} W&B runs are offline; to upload them:")
             print(f"wandb sync {self.output_dir}/runs/*/wandb/offline-run-*")
-
-
-def _resumable(directory: Path, max_epochs: int) -> Path | None:
-    """The checkpoint, unless there is none, it is damaged, or it is the last one and what it came to is missing."""
-    checkpoint = directory / "last.ckpt"
-    if not checkpoint.exists():
-        return None
-    try:
-        finished_epochs = torch.load(checkpoint, weights_only=True, map_location="cpu")["epoch"] + 1
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:  # a full disk, or killed while it was written
-        rank_zero_warn(f"{checkpoint} cannot be read, so its run starts anew ({error})")
-        return None
-    return checkpoint if finished_epochs < max_epochs or (directory / "trained.json").exists() else None
-
-
-def _out_of_space(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -14,10 +14,6 @@ from tqdm.auto import tqdm
 IN_MEMORY_BYTES = 4 * 2**30
 
 
-class DataError(RuntimeError):
-    """Data that is missing, or cannot be downloaded or decoded; the message says what to do."""
-
-
 class SplitDataModule(LightningDataModule):
     """Loaders of three splits: training shuffled without its last incomplete batch, the others in order.
 

@@ -4,7 +4,12 @@ Validation data is never trained on. Where a data set has no validation split of
 drawn with a fixed seed, is held out.
 """
 
+import pickle
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +21,18 @@ from torchvision.datasets import CIFAR10, CelebA, FashionMNIST, ImageFolder
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
 
-from rank_trainer.data.modules import DataError, ImageDataModule, TensorDataModule
+from rank_trainer.data.modules import ImageDataModule, TensorDataModule
+from rank_trainer.failures import DataError, out_of_space
 
 #: The attribute of CelebA's forty that is its label here.
 CELEBA_LABEL = "Smiling"
+#: What torchvision raises over the network, archives and the files in them. Anything else is a bug, and so are the
+#: second ones, which are kinds of the first: both keep their traceback.
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, AssertionError, HTTPException),
+    *(zlib.error, tarfile.TarError, zipfile.BadZipFile, pickle.UnpicklingError),
+)
+NOT_OF_DATA = (DataError, NotImplementedError, RecursionError)
 
 
 def digits(batch_size: int = 128) -> TensorDataModule:
@@ -86,7 +99,7 @@ def fashion_mnist(data_dir: str | Path = "data", batch_size: int = 128, num_work
             return _part(FashionMNIST(directory, **options), split)
 
     files = f"{', '.join(map(str, names))} from {FashionMNIST.mirrors[0]}"
-    return _module(open_split, f"fetch {files} and put them into {root}", batch_size, num_workers)
+    return _module(open_split, root, f"fetch {files} and put them into {root}", batch_size, num_workers)
 
 
 def cifar10(data_dir: str | Path = "data", batch_size: int = 128, num_workers: int = 0) -> ImageDataModule:
@@ -102,7 +115,7 @@ def cifar10(data_dir: str | Path = "data", batch_size: int = 128, num_workers: i
     def open_split(split: str, download: bool = False) -> Dataset:
         return _part(CIFAR10(root, train=split != "test", transform=v2.PILToTensor(), download=download), split)
 
-    return _module(open_split, f"fetch {CIFAR10.url} and unpack it in {root}", batch_size, num_workers)
+    return _module(open_split, root, f"fetch {CIFAR10.url} and unpack it in {root}", batch_size, num_workers)
 
 
 def celeba(data_dir: str | Path = "data", batch_size: int = 128, num_workers: int = 0) -> ImageDataModule:
@@ -126,7 +139,7 @@ def celeba(data_dir: str | Path = "data", batch_size: int = 128, num_workers: in
 
     files = f"{', '.join(name for *_, name in CelebA.file_list)} from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
     advice = f"fetch {files}, put them into {root / CelebA.base_folder} and unpack the zip file there"
-    return _module(open_split, advice, batch_size, num_workers)
+    return _module(open_split, root, advice, batch_size, num_workers)
 
 
 def folder(data_dir: str | Path, image_size: int = 32, batch_size: int = 128, num_workers: int = 0) -> ImageDataModule:
@@ -193,20 +206,33 @@ class _NamesBadFiles(Dataset):
         try:
             return self.source[index]
         except (OSError, SyntaxError) as error:  # Pillow has both
+            if getattr(error, "filename", None) and Path(error.filename).name != Path(self.names[index]).name:
+                raise  # it is about another file
             message = f"{self.names[index]}: this image cannot be decoded; replace it or delete it ({error})"
             raise DataError(message) from error
 
 
-def _module(open_split: Callable[..., Dataset], advice: str, batch_size: int, num_workers: int) -> ImageDataModule:
-    """Of a data set that torchvision can download; ``advice`` says how to do without."""
+def _module(
+    open_split: Callable[..., Dataset], root: Path, advice: str, batch_size: int, num_workers: int
+) -> ImageDataModule:
+    """Of a data set that torchvision can download to ``root``; ``advice`` says how to do without."""
 
     def read(split: str, **options: bool) -> Dataset:
         try:
             return open_split(split, **options)
-        except Exception as error:  # of the network, of archives, of the files in them
+        except UNREADABLE as error:
+            if isinstance(error, NOT_OF_DATA) or out_of_space(error) or _is_elsewhere(error, root):
+                raise
             raise DataError(f"{error}\nIf it cannot be downloaded here, {advice}, which is --data-dir.") from error
 
     return ImageDataModule(read, lambda: read("train", download=True), batch_size, num_workers)
+
+
+def _is_elsewhere(error: BaseException, root: Path) -> bool:
+    """Whether it misses a file that is none of the data."""
+    if not isinstance(error, FileNotFoundError):
+        return False
+    return error.filename is None or root.resolve() not in Path(error.filename).resolve().parents
 
 
 def _part(source: Any, split: str) -> Dataset:

@@ -30,7 +30,9 @@ def inception_distance() -> FrechetInceptionDistance | None:
     """The FID, or ``None`` where torch-fidelity or its weights cannot be had."""
     try:
         return FrechetInceptionDistance(**OPTIONS)
-    except ModuleNotFoundError:  # python -m pip install "torchmetrics[image]"
+    except ModuleNotFoundError as error:  # python -m pip install "torchmetrics[image]"
+        if error.name is not None:
+            raise  # it is not torchmetrics that misses torch-fidelity
         return None
     except (OSError, RuntimeError) as error:
         print(f"no FID: the weights of Inception cannot be had ({error}); {CLASSIFIER} takes its place")

@@ -1,5 +1,6 @@
 """What came out of a sweep, as plots; each is a list of panels, to be drawn side by side or one by one."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +12,10 @@ from rank_trainer.report.tables import TABLES, Results
 
 Panel = Callable[[Axes], None]
 
-METHODS = {"plain": "plain autoencoder", "irmae": "IRMAE style", "ours": "orthogonal, lr / depth (ours)"}
+# How methods are shown; others go by their names.
+TITLES = {"plain": "plain autoencoder", "irmae": "IRMAE style", "ours": "orthogonal, lr / depth (ours)"}
 MARKERS = {"plain": "D", "irmae": "s", "ours": "o"}
+OTHER_MARKERS = "^v<>P*X"
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 GREY = "#888888"
@@ -48,6 +51,7 @@ def rank_by_depth(results: Results) -> list[Panel]:
 
     def panel(axes: Axes) -> None:
         series = list(dict.fromkeys((row["method"], row["gain"]) for row in results if row["depth"]))
+        markers = _markers(results)
         for k, (method, gain) in enumerate(series):
             by_depth: dict[int, list[float]] = {}
             for row in results:
@@ -61,14 +65,16 @@ def rank_by_depth(results: Results) -> list[Panel]:
                 depths,
                 means,
                 [below, above],
-                label=METHODS[method] + ("" if gain is None else f", gain {gain:g}"),
-                marker=MARKERS[method],
+                label=_title(method) + ("" if gain is None else f", gain {gain:g}"),
+                marker=markers[method],
                 color=COLOURS[k % len(COLOURS)],
                 capsize=3,
             )
-        plain = [row["rank/effective"] for row in results if not row["depth"]]
-        if plain:
-            axes.axhline(sum(plain) / len(plain), color=GREY, linestyle="--", label=METHODS["plain"])
+        for label, colour in {
+            style["label"]: style["color"] for row, style in _styled(results) if not row["depth"]
+        }.items():
+            ranks = [row["rank/effective"] for row, style in _styled(results) if style["label"] == label]
+            axes.axhline(sum(ranks) / len(ranks), color=colour, linestyle="--", label=label)
         axes.set(xlabel="linear layers", ylabel="effective rank of the latents", ylim=(0, None))
         axes.set_xticks(sorted({row["depth"] for row in results if row["depth"]}))
 
@@ -95,10 +101,11 @@ def quality_by_rank(results: Results) -> list[Panel]:
     wanted = {key: title for key, title in titles.items() if key != "samples/rank"} | {"test/error": "test error"}
 
     def panel(axes: Axes, key: str) -> None:
+        markers = _markers(results)
         for row, style in _styled(results):
             if key in row:
-                style |= {"marker": MARKERS[row["method"]], "linestyle": "none"}
-                style["label"] = f"{METHODS[row['method']]}, {style['label']}" if row["depth"] else style["label"]
+                style |= {"marker": markers[row["method"]], "linestyle": "none"}
+                style["label"] = f"{_title(row['method'])}, {style['label']}" if row["depth"] else style["label"]
                 axes.plot(row["rank/effective"], row[key], **style)
         axes.set(xlabel="effective rank of the latents", ylabel=wanted[key])
 
@@ -135,16 +142,25 @@ def figure(panels: Sequence[Panel]) -> Figure:
 
 
 def _by_method(results: Results, draw: Callable[..., None]) -> list[Panel]:
-    """A panel for each method with depth, the plain autoencoder in grey in all of them, a line a run."""
-    methods = [m for m in METHODS if any(r["method"] == m and r["depth"] for r in results)] or ["plain"]
+    """A panel for each method but the plain autoencoder, which is in all of them, in grey; a line a run."""
+    methods = [name for name in dict.fromkeys(row["method"] for row in results) if name != "plain"] or ["plain"]
 
     def panel(axes: Axes, method: str) -> None:
         for result, style in _styled(results):
             if result["method"] in ("plain", method):
-                draw(axes, result, linewidth=1.8, linestyle="-" if result["depth"] else "--", **style)
-        axes.set_title(METHODS[method])
+                draw(axes, result, linewidth=1.8, linestyle="--" if result["method"] == "plain" else "-", **style)
+        axes.set_title(_title(method))
 
     return [lambda axes, method=method: panel(axes, method) for method in methods]
+
+
+def _title(method: str) -> str:
+    return TITLES.get(method, method)
+
+
+def _markers(results: Results) -> dict[str, str]:
+    others = (name for name in dict.fromkeys(row["method"] for row in results) if name not in MARKERS)
+    return MARKERS | dict(zip(others, itertools.cycle(OTHER_MARKERS)))
 
 
 def _styled(results: Results) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -152,10 +168,11 @@ def _styled(results: Results) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     several = len({row["gain"] for row in results if row["gain"] is not None}) > 1
 
     def label(row: dict[str, Any]) -> str:
-        if not row["depth"]:
-            return METHODS["plain"]
-        return f"depth {row['depth']}" + (f", gain {row['gain']:g}" if several and row["gain"] is not None else "")
+        name = f"depth {row['depth']}" if row["depth"] else _title(row["method"])
+        return name + (f", gain {row['gain']:g}" if several and row["gain"] is not None else "")
 
-    labels = list(dict.fromkeys(label(row) for row in sorted(results, key=lambda row: row["depth"]) if row["depth"]))
-    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(labels)} | {METHODS["plain"]: GREY}
+    labels = dict.fromkeys(
+        label(row) for row in sorted(results, key=lambda row: row["depth"] or math.inf) if row["method"] != "plain"
+    )
+    colours = dict(zip(labels, itertools.cycle(COLOURS))) | {TITLES["plain"]: GREY}
     return [(row, {"label": label(row), "color": colours[label(row)]}) for row in results]

@@ -1,0 +1,56 @@
+"""What stops a whole sweep, and how all processes hear of what went wrong in one."""
+
+import errno
+from collections.abc import Callable
+
+from lightning.pytorch import Trainer
+
+
+class DataError(RuntimeError):
+    """Data that is missing, or cannot be downloaded or decoded; the message says what to do."""
+
+
+class FirstProcessError(RuntimeError):
+    """What went wrong in the first process, as the others hear of it: in words, for not every exception is pickled."""
+
+
+def out_of_space(error: BaseException | None) -> bool:
+    """Whether a full disk is what it comes from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def stops_all(error: BaseException) -> bool:
+    """Whether all other runs would fail of it, too."""
+    return isinstance(error, DataError) or out_of_space(error)
+
+
+def in_words(error: BaseException) -> str:
+    """Such as ``ValueError: ...``."""
+    return str(error) if isinstance(error, FirstProcessError) else f"{type(error).__name__}: {error}"
+
+
+def in_first_process(trainer: Trainer, action: Callable[[], None]) -> None:
+    """Do something in one process; the others wait, as long as the process group lets them, and go on with it.
+
+    A failure is one of all processes, so that they stay together: in the first the exception itself, in the others
+    one of the same consequence.
+    """
+    error = None
+    if trainer.is_global_zero:
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+    told = None if error is None else (isinstance(error, DataError), out_of_space(error), str(error), in_words(error))
+    told = trainer.strategy.broadcast(told)
+    if error is not None:
+        raise error
+    if told is not None:
+        data, space, message, words = told
+        if data:
+            raise DataError(message)
+        raise OSError(errno.ENOSPC, message) if space else FirstProcessError(words)

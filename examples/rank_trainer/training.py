@@ -1,0 +1,79 @@
+"""One training of a sweep, which goes on where it was stopped."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_rank import EffectiveRankMonitor
+from rank_trainer.callbacks import Progress, SaveTraining
+
+
+def train(
+    module: LightningModule,
+    datamodule: LightningDataModule,
+    directory: Path,
+    *,
+    title: str,
+    callbacks: Sequence[Callback],
+    logger: Logger | None,
+    max_epochs: int,
+    variance_rtol: float,
+    trainer_options: dict[str, Any],
+) -> Trainer:
+    """Train to the end, and leave ``last.ckpt`` and ``trained.json`` in the directory of the run.
+
+    Args:
+        module: With a ``linear_bottleneck``, whose rank is read.
+        datamodule: What to train and validate on.
+        directory: Of the run; a checkpoint in it is gone on from.
+        title: Of its line of progress.
+        callbacks: Of the method.
+        logger: Where its curves go.
+        max_epochs: In all.
+        variance_rtol: Threshold of the numerical rank.
+        trainer_options: Further arguments of :class:`lightning.pytorch.Trainer`.
+    """
+    monitor = EffectiveRankMonitor(variance_rtol=variance_rtol, log_spectrum_every_n_epochs=50)
+    every = max(1, max_epochs // 15)
+    checkpoint = ModelCheckpoint(directory, "last", every_n_epochs=every, enable_version_counter=False)
+    rates = [LearningRateMonitor("epoch")] if logger else []
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        callbacks=[*callbacks, *rates, monitor, checkpoint, Progress(title), SaveTraining(monitor, directory)],
+        logger=logger or False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        **trainer_options,
+    )
+    # Of a run that was only not measured yet this brings back the weights, and trains no more.
+    trainer.fit(module, datamodule=datamodule, ckpt_path=_resumable(directory, max_epochs))
+    return trainer
+
+
+def load_trained(module: LightningModule, directory: Path) -> LightningModule:
+    """Give a module the weights that a run ended with."""
+    checkpoint = torch.load(directory / "last.ckpt", weights_only=True, map_location="cpu")
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.eval()
+
+
+def _resumable(directory: Path, max_epochs: int) -> Path | None:
+    """The checkpoint, unless there is none, it is damaged, or it is the last one and what it came to is missing."""
+    checkpoint = directory / "last.ckpt"
+    if not checkpoint.exists():
+        return None
+    try:
+        finished_epochs = torch.load(checkpoint, weights_only=True, map_location="cpu")["epoch"] + 1
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:  # a full disk, or killed while it was written
+        rank_zero_warn(f"{checkpoint} cannot be read, so its run starts anew ({error})")
+        return None
+    return checkpoint if finished_epochs < max_epochs or (directory / "trained.json").exists() else None
