@@ -8,18 +8,13 @@ is trained for as many epochs in all. Then it saves, loads, samples and traverse
 import argparse
 import copy
 import logging
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 
 from lightning_rank import (
     DepthScaledLR,
@@ -29,12 +24,11 @@ from lightning_rank import (
     load_truncated,
     truncate_linear_bottleneck,
 )
-from lightning_rank.compression import measure_by_rank
-from lightning_rank.sampling import LatentSampler
 from rank_trainer import data
 from rank_trainer.autoencoders import mlp_autoencoder
-from rank_trainer.evaluation import Encoded, decode, encode, linear_probe, pictures
-from rank_trainer.report.tables import csv_text, markdown, mean_and_interval
+from rank_trainer.callbacks import KeepWeights
+from rank_trainer.comparison import draw, draw_curves, error_by_rank, gaps, measure, table, times
+from rank_trainer.report.tables import csv_text
 
 DIM = 32
 SHRUNK, TRAINED_ON = "low rank, truncated", "low rank, truncated, trained on"
@@ -45,31 +39,11 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-MEASURES = {
-    "width": "width of the latents",
-    "error": "test error",
-    "probe": "accuracy of a linear probe",
-    "parameters": "parameters",
-    "time": "time / that of the plain one",
-}
 
 
 def new(depth: int, dim: int = DIM) -> LightningModule:
     """An autoencoder with that many linear layers; none for a plain one."""
     return attach_linear_bottleneck(mlp_autoencoder(dim=dim), dim=dim, depth=depth, gain=0.1)
-
-
-class KeepWeights(Callback):
-    """Keeps the weights as they are after some epochs."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-        self.state: dict[str, Tensor] = {}
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy them."""
-        if trainer.current_epoch + 1 == self.epochs:
-            self.state = copy.deepcopy(pl_module.state_dict())
 
 
 def train(
@@ -90,34 +64,6 @@ def train_on(model: LightningModule, digits: data.TensorDataModule, seed: int, m
     seed_everything(seed, verbose=False)
     Trainer(max_epochs=max_epochs, **QUIET).fit(model.train(), digits.train_dataloader())
     return model.eval()
-
-
-def measure(model: LightningModule, digits: data.TensorDataModule) -> dict[str, float]:
-    """What the model is, and what it can do."""
-    splits = [encode(model, iter(loader())) for loader in _loaders(digits)]
-    train, val, test = ((split.latents, split.labels) for split in splits)
-    return {
-        "width": splits[0].latents.shape[1],
-        "error": splits[2].error,
-        "probe": linear_probe(train, val, test),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
-
-
-@torch.no_grad()
-def times(models: dict[str, LightningModule], images: Tensor, rounds: int = 30) -> dict[str, float]:
-    """Time of a forward pass over that of the first model: the median of rounds in which all take their turn."""
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, model in models.items():
-            start = time.perf_counter()
-            for _ in range(10):
-                model(images)
-            taken[name].append(time.perf_counter() - start)
-    first = next(iter(taken.values()))
-    return {
-        name: statistics.median(a / b for a, b in zip(seconds, first, strict=True)) for name, seconds in taken.items()
-    }
 
 
 def shrink(seed: int, max_epochs: int, more_epochs: int, directory: Path) -> list[dict[str, Any]]:
@@ -153,7 +99,7 @@ def shrink(seed: int, max_epochs: int, more_epochs: int, directory: Path) -> lis
     }
     taken = times(models, digits.test.tensors[0])
     if seed == 0:
-        draw(models, digits, directory / "shrink.png")
+        draw(models, digits, SHRUNK, directory / "shrink.png")
         # A row for each direction of the latents when they were cut: those beyond the rank change nothing.
         traversal = LatentTraversal(image_shape=(1, 8, 8), n_directions=done.rank + 2)
         trainer = Trainer(callbacks=[traversal], default_root_dir=directory, **QUIET)
@@ -161,66 +107,6 @@ def shrink(seed: int, max_epochs: int, more_epochs: int, directory: Path) -> lis
     return [
         {"model": name, "seed": seed} | measure(model, digits) | {"time": taken[name]} for name, model in models.items()
     ]
-
-
-def error_by_rank(model: LightningModule, digits: data.TensorDataModule) -> dict[int, float]:
-    """Test error with the latents cut to 1, 2, ... directions of the training latents."""
-    return measure_by_rank(
-        model, digits.train_dataloader(), lambda cut: encode(cut, iter(digits.test_dataloader())).error
-    )
-
-
-def draw_curves(curves: dict[str, dict[int, float]], narrow: dict[int, float], path: Path) -> None:
-    """What one training says of every rank, and what networks trained at a width reach."""
-    figure = Figure(figsize=(5.6, 3.6), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for name, errors in curves.items():
-        axes.plot(list(errors), list(errors.values()), marker="o", markersize=3, label=f"{name}, cut to that rank")
-    axes.plot(list(narrow), list(narrow.values()), "k^", label="plain, trained narrow")
-    axes.set(xlabel="directions of the latents", ylabel="test error", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path)
-
-
-def draw(models: dict[str, LightningModule], digits: data.TensorDataModule, path: Path) -> None:
-    """A row of test images, one of what each model makes of them, and two of samples of the last."""
-    images = digits.test.tensors[0][:16]
-    encoded: dict[str, Encoded] = {name: encode(model, iter([[images]])) for name, model in models.items()}
-    rows = [images, *(decode(models[name], found.latents) for name, found in encoded.items())]
-    small = models[SHRUNK]
-    codes = encode(small, iter(digits.train_dataloader())).latents
-    samples = LatentSampler(kind="mixture").fit(codes).sample(32, torch.Generator().manual_seed(0))
-    rows += decode(small, samples).split(16)
-    pictures.save_grid([row.detach().reshape(-1, 1, 8, 8) for row in rows], path)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The mean over seeds and its 95 % interval, a row a model."""
-    lines = [["model", *MEASURES.values()]]
-    for name in dict.fromkeys(row["model"] for row in rows):
-        values = {key: [row[key] for row in rows if row["model"] == name] for key in MEASURES}
-        shown = {key: mean_and_interval(some) for key, some in values.items()}
-        shown["parameters"] = f"{statistics.mean(values['parameters']):,.0f}"
-        lines.append([name, *shown.values()])
-    return markdown(lines)
-
-
-def gaps(rows: Sequence[dict[str, Any]], of: str = TRAINED_ON) -> str:
-    """Test error of one model less that of each other, seed by seed: negative where it is the better one."""
-    errors: dict[str, dict[int, float]] = {}
-    for row in rows:
-        errors.setdefault(row["model"], {})[row["seed"]] = row["error"]
-    own = errors.pop(of)
-    lines = [["the model", "its test error less that of the model"]]
-    lines += [[name, mean_and_interval([own[s] - error for s, error in some.items()])] for name, some in errors.items()]
-    return markdown(lines)
-
-
-def _loaders(digits: data.TensorDataModule) -> tuple[Callable, ...]:
-    return digits.train_dataloader, digits.val_dataloader, digits.test_dataloader
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -242,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         row for seed in range(args.seeds) for row in shrink(seed, args.max_epochs, args.more_epochs, args.output_dir)
     ]
     (args.output_dir / "results.csv").write_text(csv_text(rows))
-    print(table(rows), f"{TRAINED_ON}, seed by seed:", gaps(rows), sep="\n\n")
+    print(table(rows), f"{TRAINED_ON}, seed by seed:", gaps(rows, TRAINED_ON), sep="\n\n")
     print(f"\nwritten to {args.output_dir}: results.csv, shrink.png, by_rank.png, latent_traversals/, truncated.pt")
     return rows
 

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import monitor_any_model
 import pytest
 import rank_sweep
 import shrink_autoencoder
@@ -207,6 +208,14 @@ def test_a_bug_in_the_script_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_sweep.RankSweep, "run", broken)
     with pytest.raises(FileNotFoundError, match="says a bug"):
         rank_sweep.main(["--logger", "none", "--output-dir", str(tmp_path)])
+
+
+def test_any_model_shows_the_rank_of_a_layer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    history = monitor_any_model.main(max_epochs=2)
+    assert [row["epoch"] for row in history] == [0, 1]
+    assert all(1 < row["rank/effective"] < 32 and row["rank/samples"] == 224 for row in history)
+    assert f"epoch   2: effective rank {history[1]['rank/effective']:.2f} of 32" in capsys.readouterr().out
 
 
 def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path, capsys):

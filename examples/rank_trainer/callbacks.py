@@ -1,10 +1,12 @@
-"""What a sweep hangs onto each training: a line of progress, and what is left of it in the end."""
+"""What is hung onto a training: a line of progress, and what is left of it, in the end or in the middle."""
 
+import copy
 import json
 import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_rank import EffectiveRankMonitor
@@ -67,3 +69,16 @@ class SaveTraining(Callback):
             trained["history"] = self.monitor.history
             trained["singular_values"] = self.monitor.singular_values["linear_bottleneck"].tolist()
             write_whole(self.directory / "trained.json", json.dumps(trained))
+
+
+class KeepWeights(Callback):
+    """Keeps the weights as they are after some epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.state: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy them."""
+        if trainer.current_epoch + 1 == self.epochs:
+            self.state = copy.deepcopy(pl_module.state_dict())
