@@ -1,23 +1,30 @@
 """What the linear bottleneck costs, beside layers in sequence (as IRMAE does it) and beside a single layer.
 
-On the CPU, and on a GPU where there is one. ``--quick`` measures a few sizes and writes nothing.
+On the CPU, and on a GPU where there is one.
 """
 
-import argparse
 import itertools
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Literal
 
-import report
+import study
 import torch
-from bottleneck_ways import Composed, Tree, evaluation, graphed, in_sequence, tf32, training_step
-from timing import Ratio, interleave, milliseconds, ratio
-from torch import Tensor, nn
+from bottleneck_ways import (
+    Composed,
+    Tree,
+    evaluation,
+    graphed,
+    in_sequence,
+    saved_bytes,
+    tf32,
+    training_step,
+    whole_step,
+)
+from tables import Row, Rows, different, markdown, where
+from timing import interleave, milliseconds, ratio
+from torch import nn
 
 from lightning_rank import LinearBottleneck, attach_linear_bottleneck
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer.autoencoders import convolutional_autoencoder
 
 DIMS = (64, 128, 256, 512, 1024)
@@ -35,79 +42,84 @@ REQUIRED = [  # depth, dim, rows, at most this part of the time in sequence
 ]
 
 
-def cell(depth: int, dim: int, rows: int, device: str) -> dict[str, object]:
-    """One size: a row of the CSV."""
+def step(depth: int, dim: int, rows: int, device: str) -> Row:
+    """One size of a training step."""
     ours = LinearBottleneck(dim, depth, gain=1.0, device=device)
     single = nn.Linear(dim, dim, bias=False, device=device)
     batch = torch.randn(rows, dim, device=device)
     modules = {"ours": ours, "sequence": in_sequence(ours), "single": single}
     times = interleave({name: training_step(module, batch) for name, module in modules.items()}, budget=6)
-    sequence, floor = ratio(times, "ours", "sequence"), ratio(times, "ours", "single")
+    sequence = ratio(times, "ours", "sequence")
     return {
         "device": device,
         "depth": depth,
         "dim": dim,
         "rows": rows,
-        "ours_ms": milliseconds(times, "ours"),
-        "sequence_ms": milliseconds(times, "sequence"),
-        "single_ms": milliseconds(times, "single"),
+        **{f"{name}_ms": milliseconds(times, name) for name in modules},
         "over_sequence": sequence.median,
         "over_sequence_p10": sequence.low,
         "over_sequence_p90": sequence.high,
-        "over_single": floor.median,
+        "over_single": ratio(times, "ours", "single").median,
     }
 
 
-def required(device: str) -> str:
+def required(device: str, threads: int, sizes: Sequence[tuple[int, int, int, float]], rounds: int) -> list[Row]:
     """The sizes with a figure to reach."""
-    table = []
-    for depth, dim, rows, most in REQUIRED:
-        with torch.no_grad():
-            ours = LinearBottleneck(dim, depth, gain=1.0, device=device)
-        batch = torch.randn(rows, dim, device=device)
-        pair = {"ours": training_step(ours, batch), "sequence": training_step(in_sequence(ours), batch)}
-        table.append(["training step", depth, dim, rows, *_reached(interleave(pair, rounds=41), most)])
+    torch.set_num_threads(threads)
     ours = LinearBottleneck(128, 8, gain=1.0, device=device)
+    ways = [
+        ("training step", training_step, LinearBottleneck(dim, depth, gain=1.0, device=device), *size)
+        for depth, dim, *size in sizes
+    ]
     for what, module, most in (("evaluation", ours, None), ("evaluation, collapsed", ours.collapse(), 0.20)):
-        for rows in (256, 1024):
-            batch = torch.randn(rows, 128, device=device)
-            pair = {"ours": evaluation(module, batch), "sequence": evaluation(in_sequence(ours), batch)}
-            table.append([what, 8, 128, rows, *_reached(interleave(pair, rounds=41), most)])
-    return report.markdown(["what", "depth", "dim", "rows", "ours / sequence", "required", "reached"], table)
+        ways += [(what, evaluation, module, rows, most) for rows in (256, 1024)]
+    table = []
+    for what, call, module, rows, most in ways:
+        bottleneck = module if isinstance(module, LinearBottleneck) else ours
+        batch = torch.randn(rows, bottleneck.dim, device=device)
+        calls = {"ours": call(module, batch), "sequence": call(in_sequence(bottleneck), batch)}
+        found = ratio(interleave(calls, rounds=rounds), "ours", "sequence")
+        row = {"threads": threads, "what": what, "depth": bottleneck.depth, "dim": bottleneck.dim, "rows": rows}
+        row |= {"ours / sequence": found, "required": "" if most is None else most}
+        table.append(row | {"reached": "" if most is None else "yes" if found.median <= most else "no"})
+    torch.set_num_threads(1)
+    return table
 
 
-def threshold(device: str) -> str:
+def threshold(device: str, dims: Sequence[int], rounds: int) -> list[Row]:
     """Composing always, over layer by layer, around as many rows as features."""
     table = []
-    for dim, depth in itertools.product((64, 128, 256, 512), (2, 8)):
-        found = []
-        for rows in (dim // 4, dim // 2, dim, 2 * dim, 4 * dim):
+    for dim, depth in itertools.product(dims, (2, 8)):
+        row: Row = {"dim": dim, "depth": depth}
+        for name, share in {"dim / 4": 1 / 4, "dim / 2": 1 / 2, "dim": 1, "2 dim": 2, "4 dim": 4}.items():
             ours = LinearBottleneck(dim, depth, gain=1.0, device=device)
-            batch = torch.randn(rows, dim, device=device)
-            ways = {
-                "composed": training_step(Composed(ours), batch),
-                "sequence": training_step(in_sequence(ours), batch),
-            }
-            found.append(ratio(interleave(ways), "composed", "sequence").median)
-        table.append([dim, depth, *found])
-    return report.markdown(["dim", "depth", "rows = dim / 4", "dim / 2", "dim", "2 dim", "4 dim"], table)
+            batch = torch.randn(int(share * dim), dim, device=device)
+            modules = {"composed": Composed(ours), "sequence": in_sequence(ours)}
+            times = interleave({way: training_step(module, batch) for way, module in modules.items()}, rounds=rounds)
+            row[f"rows = {name}"] = ratio(times, "composed", "sequence").median
+        table.append(row)
+    return table
 
 
-def saved_memory(dim: int, rows: int) -> str:
+def memory(dim: int, rows: int) -> list[Row]:
     """Bytes that the forward pass keeps for the backward pass, parameters left out."""
     table = []
     for depth in DEPTHS:
         ours = LinearBottleneck(dim, depth, gain=1.0)
-        found = [_saved(module, torch.randn(rows, dim)) / 2**20 for module in (ours, in_sequence(ours))]
-        formula = [4 * (rows * dim + (depth - 1) * dim**2) / 2**20, 4 * depth * rows * dim / 2**20]
-        table.append([depth, found[0], formula[0], found[1], formula[1], found[0] / found[1]])
-    header = ["depth", "ours, MiB", "rows d + (N - 1) d^2", "sequence, MiB", "N rows d", "ours / sequence"]
-    return report.markdown(header, table)
+        own, sequence = (saved_bytes(module, torch.randn(rows, dim)) / 2**20 for module in (ours, in_sequence(ours)))
+        row = {
+            "depth": depth,
+            "ours, MiB": own,
+            "rows d + (N - 1) d^2": 4 * (rows * dim + (depth - 1) * dim**2) / 2**20,
+        }
+        row |= {"sequence, MiB": sequence, "N rows d": 4 * depth * rows * dim / 2**20}
+        table.append(row | {"ours / sequence": own / sequence})
+    return table
 
 
-def whole_network(device: str, depths: tuple[int, ...]) -> str:
-    """A training step of IRMAE's network for MNIST, batch 256, with linear layers over without."""
-    batch = [torch.rand(256, 1, 32, 32, device=device)]
+def network(device: str, depths: Sequence[int], images: int, rounds: int) -> list[Row]:
+    """A training step of IRMAE's network for MNIST with linear layers over without."""
+    batch = [torch.rand(images, 1, 32, 32, device=device)]
     steps = {}
     for depth in (0, *depths):
         for way in ("ours", "sequence") if depth else ("plain",):
@@ -115,135 +127,123 @@ def whole_network(device: str, depths: tuple[int, ...]) -> str:
             attach_linear_bottleneck(module, dim=128, depth=depth, gain=1.0)
             if way == "sequence":
                 module.encoder.linear_bottleneck = in_sequence(module.encoder.linear_bottleneck)
-            module.log = lambda *args, **kwargs: None
-            steps[f"{way}{depth}"] = _whole_step(module, batch)
-    times = interleave(steps, rounds=15, budget=120)
-    table = [
-        [
-            depth,
-            milliseconds(times, f"ours{depth}"),
-            milliseconds(times, "plain0"),
-            ratio(times, f"ours{depth}", "plain0"),
-            ratio(times, f"sequence{depth}", "plain0"),
-        ]
+            steps[f"{way}{depth}"] = whole_step(module, batch)
+    times = interleave(steps, rounds=rounds, budget=120)
+    return [
+        {"depth": depth, "ours, ms": milliseconds(times, f"ours{depth}"), "depth 0, ms": milliseconds(times, "plain0")}
+        | {f"{way} / depth 0": ratio(times, f"{way}{depth}", "plain0") for way in ("ours", "sequence")}
         for depth in depths
     ]
-    return report.markdown(["depth", "ours, ms", "depth 0, ms", "ours / depth 0", "sequence / depth 0"], table)
 
 
-def on_gpu() -> str:
+def on_gpu(depths: Sequence[int] = (2, 8, 16), dims: Sequence[int] = (128, 256, 512)) -> list[Row]:
     """Ways to run the same step on a GPU: precision, compiled, as a graph."""
     table = []
-    for depth, dim, rows in itertools.product((2, 8, 16), (128, 256, 512), (256, 1024, 4096)):
+    for depth, dim, rows in itertools.product(depths, dims, (256, 1024, 4096)):
         ours = LinearBottleneck(dim, depth, gain=1.0, device="cuda")
         modules = {"ours": ours, "sequence": in_sequence(ours)}
         batch = torch.randn(rows, dim, device="cuda")
-        ratios = []
-        for settings in ("float32", "tf32", "bf16 autocast"):
-            with tf32(settings == "tf32"):
-                steps = {name: training_step(m, batch, settings == "bf16 autocast") for name, m in modules.items()}
-                ratios.append(ratio(interleave(steps), "ours", "sequence").median)
-        eager = training_step(ours, batch)
+        found: Row = {}
+        for setting in ("float32", "TF32", "bf16 autocast"):
+            with tf32(setting == "TF32"):
+                steps = {name: training_step(m, batch, setting == "bf16 autocast") for name, m in modules.items()}
+                found[f"{setting}: ours / sequence"] = ratio(interleave(steps), "ours", "sequence").median
         ways = {
-            "eager": eager,
-            "tree": training_step(Tree(ours), batch),
-            "compiled": training_step(torch.compile(ours), batch),
-            "graph": graphed(ours, batch),
+            "eager": training_step(ours, batch),
+            "product tree": training_step(Tree(ours), batch),
+            "torch.compile": training_step(torch.compile(ours), batch),
+            "CUDA graph": graphed(ours, batch),
         }
         times = interleave(ways)
-        ratios += [ratio(times, way, "eager").median for way in ("tree", "compiled", "graph")]
-        table.append([depth, dim, rows, milliseconds(times, "eager"), *ratios])
-    header = ["depth", "dim", "rows", "eager, ms", "float32: ours / sequence", "TF32", "bf16 autocast"]
-    return report.markdown([*header, "product tree / eager", "torch.compile / eager", "CUDA graph / eager"], table)
+        found |= {f"{way} / eager": ratio(times, way, "eager").median for way in list(ways)[1:]}
+        table.append({"depth": depth, "dim": dim, "rows": rows, "eager, ms": milliseconds(times, "eager"), **found})
+    return table
 
 
-def _reached(times: dict[str, Tensor], most: float | None) -> tuple[Ratio, float | str, str]:
-    found = ratio(times, "ours", "sequence")
-    if most is None:
-        return found, "", ""
-    return found, most, "yes" if found.median <= most else "no"
+def measure(
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu",
+    depths: Sequence[int] = DEPTHS,
+    dims: Sequence[int] = DIMS,
+    rows: Sequence[int] = ROWS,
+    figures: Sequence[tuple[int, int, int, float]] = REQUIRED,
+    threads: Sequence[int] = (1, 2),
+    images: int = 256,
+    rounds: int = 41,
+) -> study.Tables:
+    """All of it, on one thread; the sizes with a figure to reach on two as well."""
+    fewer = min(rounds, 15)
+    tables = {
+        "steps": [step(*size, device) for size in itertools.product(depths, dims, rows)],
+        "required": [row for n in threads if n == 1 or device == "cpu" for row in required(device, n, figures, rounds)],
+        "threshold": threshold(device, [dim for dim in dims if dim <= 512], fewer),
+        "memory": memory(128, 1024),
+        "network": network(device, [depth for depth in depths if depth != 4], images, fewer),
+    }
+    return tables | ({"on_gpu": on_gpu()} if device == "cuda" else {})
 
 
-def _saved(module: nn.Module, rows: Tensor) -> int:
-    storages: dict[int, int] = {}
-    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(rows.requires_grad_())
-    assert output.requires_grad
-    return sum(storages.values())
+def grids(steps: Rows, key: str) -> str:
+    """A table a depth, a line a width."""
+    return "\n\n".join(
+        markdown(
+            [
+                {f"depth {depth}": f"dim {dim}"}
+                | {f"{row['rows']} rows": row[key] for row in where(steps, depth=depth, dim=dim)}
+                for dim in different(steps, "dim")
+            ]
+        )
+        for depth in different(steps, "depth")
+    )
 
 
-def _whole_step(module: nn.Module, batch: list[Tensor]) -> Callable[[], None]:
-    optimizer = module.configure_optimizers()
+def text(
+    steps: Rows, required: Rows, threshold: Rows, memory: Rows, network: Rows, images: int, on_gpu: Rows = ()
+) -> str:
+    """The report."""
+    gpu = f"\n\n## Precision, compilation and graphs\n\n{markdown(on_gpu)}" if on_gpu else ""
+    return f"""A training step is forward and backward, down to the gradient of the input; times of one way over another
+are the median of interleaved rounds, with the middle 80 % of them. In sequence: the same weights in one `nn.Linear`
+after another. One thread, float32, unless said.
 
-    def step() -> None:
-        optimizer.zero_grad()
-        module.training_step(batch, 0).backward()
-        optimizer.step()
+## Sizes with a figure to reach
 
-    return step
+{markdown(required)}
 
+Evaluation composes as training does, in each call: nothing is kept. Collapsed, the bottleneck is one layer.
 
-def _grid(cells: list[dict[str, object]], depth: int, key: str) -> str:
-    dims = sorted({found["dim"] for found in cells})
-    by_size = {(found["dim"], found["rows"]): found[key] for found in cells if found["depth"] == depth}
-    header = [f"depth {depth}", *(f"{rows} rows" for rows in ROWS)]
-    return report.markdown(header, [[f"dim {dim}", *(by_size[dim, rows] for rows in ROWS)] for dim in dims])
+## Training step over layers in sequence
 
+{grids(steps, "over_sequence")}
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few sizes, and nothing is written")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.quick:
-        found = cell(8, 128, 256, args.device)
-        print(report.markdown(list(found), [list(found.values())]))
-        print(saved_memory(128, 1024))
-        return
-    name = "bottleneck" if args.device == "cpu" else "bottleneck_cuda"
-    sections = [
-        "A training step is forward and backward, down to the gradient of the input; times of one way over another "
-        "are the median of interleaved rounds, with the middle 80 % of them. In sequence: the same weights in one "
-        "`nn.Linear` after another. One thread, float32, unless said.",
-        "## Sizes with a figure to reach",
-        required(args.device),
-        "Evaluation composes as training does, in each call: nothing is kept. Collapsed, the bottleneck is one layer.",
-    ]
-    if args.device == "cpu":
-        torch.set_num_threads(2)
-        sections += ["The same with two threads:", required(args.device)]
-        torch.set_num_threads(1)
-    cells = [cell(depth, dim, rows, args.device) for depth, dim, rows in itertools.product(DEPTHS, DIMS, ROWS)]
-    sections += ["## Training step over layers in sequence"]
-    sections += [_grid(cells, depth, "over_sequence") for depth in DEPTHS]
-    sections += ["## Training step over a single `nn.Linear`, the least that any depth could take"]
-    sections += [_grid(cells, depth, "over_single") for depth in DEPTHS]
-    sections += [
-        "All sizes with times and spread: [steps.csv](steps.csv).",
-        "## From how many rows composing pays",
-        "Composing always, over layer by layer always. The module composes from as many rows as features on.",
-        threshold(args.device),
-        "## Memory kept for the backward pass, 1024 rows of 128",
-        saved_memory(128, 1024),
-        "## A training step of IRMAE's network for MNIST, batch 256, Adam included",
-        whole_network(args.device, (2, 8, 16)),
-    ]
-    if args.device == "cuda":
-        sections += ["## Precision, compilation and graphs", on_gpu()]
-    body = "\n\n".join(sections)
-    print(body)
-    report.write_csv(name, "steps.csv", cells)
-    print(report.write(name, "Cost of the linear bottleneck", body))
+## Training step over a single `nn.Linear`, the least that any depth could take
+
+{grids(steps, "over_single")}
+
+All sizes with times and spread: [steps.csv](steps.csv).
+
+## From how many rows composing pays
+
+Composing always, over layer by layer always. The module composes from as many rows as features on.
+
+{markdown(threshold)}
+
+## Memory kept for the backward pass, 1024 rows of 128
+
+{markdown(memory)}
+
+## A training step of IRMAE's network for MNIST, batch {images}, Adam included
+
+{markdown(network)}{gpu}"""
 
 
+STUDY = study.Study(
+    name=lambda device: "bottleneck" if device == "cpu" else "bottleneck_cuda",
+    title="Cost of the linear bottleneck",
+    measure=measure,
+    text=text,
+    quick={"depths": (8,), "dims": (128,), "rows": (256,), "figures": REQUIRED[6:7]}
+    | {"threads": (1,), "images": 8, "rounds": 3},
+    flags={"device": "that is measured"},
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

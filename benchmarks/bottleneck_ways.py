@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,3 +97,33 @@ def graphed(module: nn.Module, rows: Tensor) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         step()
     return graph.replay
+
+
+def saved_bytes(module: nn.Module, rows: Tensor) -> int:
+    """What the forward pass keeps for the backward pass, parameters left out."""
+    storages: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = module(rows.requires_grad_())
+    assert output.requires_grad
+    return sum(storages.values())
+
+
+def whole_step(module: Any, batch: list[Tensor]) -> Callable[[], None]:
+    """Forward, backward and update of a LightningModule."""
+    module.log = lambda *args, **kwargs: None
+    optimizer = module.configure_optimizers()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        module.training_step(batch, 0).backward()
+        optimizer.step()
+
+    return step

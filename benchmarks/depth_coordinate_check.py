@@ -1,29 +1,20 @@
-"""Whether the size of an update of the composed matrix depends on the number of layers.
+"""Whether the size of an update of the composed matrix depends on the number of layers."""
 
-``--quick`` takes fewer depths and seeds and writes nothing.
-"""
-
-import argparse
 import itertools
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-import report
+import study
 import torch
+from figures import curves, finish, panels
 from matplotlib.figure import Figure
+from tables import Row, Rows, different, spread, summary, values, where
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_rank import LinearBottleneck, depth_scaled_param_groups
 from lightning_rank.functional import inverse_depth
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from rank_trainer.report.plots import COLOURS
-
-NAME = "depth_coordinate_check"
 DIM, STEPS = 64, 10
 SEEDS = (30, 31, 32)
 DEPTHS = (1, 2, 4, 8, 16, 32)
@@ -69,102 +60,85 @@ def changes(optimizer: str, depth: int, multiplier: float, gain: float, seed: in
     return sizes
 
 
-def check(depths: tuple[int, ...], seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+def measure(depths: Sequence[int] = DEPTHS, seeds: Sequence[int] = SEEDS) -> study.Tables:
     """The size of the change over that at depth 1, after the first and after the last step, from gain 1."""
-    rows = []
+    rows: list[Row] = []
     for optimizer, (scaling, multiplier), seed in itertools.product(OPTIMIZERS, MULTIPLIERS.items(), seeds):
         single = changes(optimizer, 1, 1.0, 1.0, seed, STEPS)
         for depth in depths:
             sizes = changes(optimizer, depth, multiplier(depth), 1.0, seed, STEPS)
             rows.append({"optimizer": optimizer, "scaling": scaling, "depth": depth, "seed": seed})
             rows[-1] |= {"one_step": sizes[0] / single[0], f"{STEPS}_steps": sizes[-1] / single[-1]}
-    return rows
+    return {"updates": rows}
 
 
-def checked(rows: list[dict[str, Any]]) -> str:
-    """Change over that at depth 1, after one step: a row for each optimizer and scaling, a column for each depth."""
-    depths = list(dict.fromkeys(row["depth"] for row in rows))
-    table = []
-    for key, optimizer, scaling in itertools.product(("one_step", f"{STEPS}_steps"), OPTIMIZERS, MULTIPLIERS):
-        some = [row for row in rows if (row["optimizer"], row["scaling"]) == (optimizer, scaling)]
-        found = [report.spread([row[key] for row in some if row["depth"] == depth]) for depth in depths]
-        table.append([optimizer, scaling, key.replace("_", " "), *found])
-    return report.markdown(["optimizer", "learning rate", "after", *(f"depth {depth}" for depth in depths)], table)
-
-
-def judged(rows: list[dict[str, Any]], optimizers: Sequence[str]) -> tuple[str, list[float]]:
+def judged(rows: Rows, optimizers: Sequence[str]) -> tuple[str, list[float]]:
     """Whether one step at the learning rate over depth is as large as at depth 1, and how large it is."""
-    sizes = [row["one_step"] for row in rows if row["scaling"] == "lr / depth" and row["optimizer"] in optimizers]
-
-    def all_within(factor: float) -> bool:
-        return all(1 / factor <= size <= factor for size in sizes)
-
-    verdict = "holds" if all_within(HOLDS) else "holds within limits" if all_within(WITHIN_LIMITS) else "does not hold"
-    return verdict, sizes
+    sizes = [row["one_step"] for row in where(rows, scaling="lr / depth") if row["optimizer"] in optimizers]
+    within = [all(1 / factor <= size <= factor for size in sizes) for factor in (HOLDS, WITHIN_LIMITS)]
+    return study.judged(*within), sizes
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
+def verdict(updates: Rows) -> str:
     """What the report says of it."""
-    (exact, exact_sizes), (normalized, normalized_sizes) = judged(rows, EXACT), judged(rows, NORMALIZED)
-    highest = max(row["one_step"] for row in rows if row["scaling"] == "one lr")
+    unscaled = values(updates, "one_step", scaling="one lr")
+    (exact, exact_sizes), (normalized, normalized_sizes) = judged(updates, EXACT), judged(updates, NORMALIZED)
     return f"""**Verdict: {exact}**, with plain 1 / N and for one step: {min(exact_sizes):.3f} to {max(exact_sizes):.3f}
 for SGD, with and without momentum, and Muon; **{normalized}** for Adam, AdamW and RMSprop,
-{min(normalized_sizes):.2f} to {max(normalized_sizes):.2f}, to depth {max(row["depth"] for row in rows)}. With one
-learning rate for all layers the change is up to {highest:.0f} times that of one layer. (Holds: within
-{100 * (HOLDS - 1):.0f} % of it; within limits: within a factor of {WITHIN_LIMITS}.)"""
+{min(normalized_sizes):.2f} to {max(normalized_sizes):.2f}, to depth {max(values(updates, "depth"))}. With one
+learning rate for all layers the change is up to {max(unscaled):.0f} times that of one
+layer. (Holds: within {100 * (HOLDS - 1):.0f} % of it; within limits: within a factor of {WITHIN_LIMITS}.)"""
 
 
-def picture(rows: list[dict[str, Any]]) -> Figure:
+def changed(rows: Rows, steps: str) -> str:
+    """Change over that at depth 1, a column a depth."""
+    columns = {
+        f"depth {depth}": lambda some, depth=depth: spread(values(some, steps, depth=depth))
+        for depth in different(rows, "depth")
+    }
+    return summary(rows, {"optimizer": f"after {steps.replace('_', ' ')}", "scaling": "learning rate"}, columns)
+
+
+def picture(updates: Rows) -> Figure:
     """Size of the change against depth: flat with the scaled learning rate, growing without."""
-    figure = Figure(figsize=(10, 4.2), dpi=130, layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, scaling in zip(panels, MULTIPLIERS, strict=True):
-        for optimizer, colour, marker in zip(OPTIMIZERS, COLOURS, "osv^Dx", strict=False):
-            some = [row for row in rows if (row["optimizer"], row["scaling"]) == (optimizer, scaling)]
-            for key, line in (("one_step", "-"), (f"{STEPS}_steps", ":")):
-                middle = [median([r[key] for r in some if r["depth"] == depth]) for depth in DEPTHS]
-                label = optimizer if key == "one_step" else None
-                axes.plot(DEPTHS, middle, line, color=colour, marker=marker, markersize=4, label=label)
-        axes.set(xscale="log", yscale="log", xlabel="linear layers", xticks=DEPTHS, xticklabels=DEPTHS, title=scaling)
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    panels[0].set(ylabel="change of the composed matrix / that of one layer", yticks=(0.5, 1, 2, 4, 8, 16, 32))
-    panels[0].set_yticklabels(["0.5", "1", "2", "4", "8", "16", "32"])
-    panels[1].legend(frameon=False)
-    return figure
+    figure, grid = panels(updates, "scaling", size=(10, 4.6), sharey=True)
+    for axes, some in grid:
+        curves(axes, some, "depth", "one_step", by="optimizer")
+        curves(axes, some, "depth", f"{STEPS}_steps", by="optimizer", style=":", label="_{}")
+        axes.set(yscale="log", yticks=DEPTHS, yticklabels=DEPTHS)
+    return finish(
+        figure, "linear layers", "change of the composed matrix / that of one layer", different(updates, "depth")
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer depths and seeds, and nothing is written")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    depths, seeds = ((1, 4), SEEDS[:1]) if args.quick else (DEPTHS, SEEDS)
-    rows = check(depths, seeds)
-    if args.quick:
-        print(checked(rows))
-        return
-    body = f"""How far one step, and {STEPS} steps, move `LinearBottleneck.weight`, over how far the same optimizer
+def text(updates: Rows, verdict: str, seeds: Sequence[int]) -> str:
+    """The report."""
+    return f"""How far one step, and {STEPS} steps, move `LinearBottleneck.weight`, over how far the same optimizer
 moves a single layer. Squared error of a linear regression on 256 rows of 64 features, in float64, from the same
-composed matrix at every depth, orthogonal, of gain 1. The median of seeds {", ".join(map(str, SEEDS))} (and the ends,
+composed matrix at every depth, orthogonal, of gain 1. The median of seeds {", ".join(map(str, seeds))} (and the ends,
 where they differ).
 
-{verdict(rows)}
+{verdict}
 
 ![Change against depth, with lr / depth and with one lr](flat.png)
 
 One step as solid lines, {STEPS} steps dotted.
 
-{checked(rows)}
+{changed(updates, "one_step")}
 
-Why the multiplier is not corrected by the gain, too: [gain_corrected_rate](../gain_corrected_rate/README.md).
+{changed(updates, f"{STEPS}_steps")}
 
-Every figure: [updates.csv](updates.csv)."""
-    print(body)
-    report.write_csv(NAME, "updates.csv", rows)
-    picture(rows).savefig(report.RESULTS / NAME / "flat.png")
-    print(report.write(NAME, "Updates that do not depend on depth", body))
+Why the multiplier is not corrected by the gain, too: [gain_corrected_rate](../gain_corrected_rate/README.md)."""
 
 
+STUDY = study.Study(
+    name="depth_coordinate_check",
+    title="Updates that do not depend on depth",
+    measure=measure,
+    text=text,
+    verdict=verdict,
+    figures={"flat.png": picture},
+    quick={"depths": (1, 4), "seeds": SEEDS[:1]},
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

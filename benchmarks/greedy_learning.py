@@ -1,23 +1,22 @@
-"""One direction after another: gains during training, over those that the law of deep linear networks predicts.
+"""One direction after another: gains during training, over those that the law of deep linear networks predicts."""
 
-``--quick`` takes fewer depths and steps and writes nothing.
-"""
-
-import argparse
 import itertools
+import math
+from collections.abc import Sequence
+from functools import partial
 from statistics import median
-from typing import Any
 
-import report
+import study
 import torch
+from figures import finish, panels
 from linear_autoencoders import DIM, FEATURES
 from matplotlib.figure import Figure
+from tables import Row, Rows, different, spread, summary, values, where
 from torch import Tensor, nn
 
 from lightning_rank import LinearBottleneck, depth_scaled_param_groups
 from rank_trainer.report.plots import COLOURS
 
-NAME = "greedy_learning"
 VARIANCES = torch.tensor([1, 0.5, 0.25, 0.125], dtype=torch.float64)
 GAIN, OUTER = 0.03, 0.5  # of the linear layers together, and of encoder and decoder each, if aligned
 TIMES = {1: 20, 2: 70, 4: 130, 8: 200}  # by depth, in steps times the learning rate: until all is learned
@@ -52,7 +51,7 @@ def make_model(depth: int, aligned: bool, axes: Tensor) -> nn.Sequential:
     return nn.Sequential(encoder, bottleneck, decoder)
 
 
-def train(run: str, depth: int, seed: int, steps: int) -> list[dict[str, Any]]:
+def train(run: str, depth: int, seed: int, steps: int) -> list[Row]:
     """Train on all the data at once: a row for each check and direction, measured and predicted.
 
     Under SGD the time is the step times the learning rate, under Adam the step. The gain of a direction ``a`` is
@@ -122,49 +121,45 @@ def grow(depth: int, encoder: Tensor, decoder: Tensor, times: list[float]) -> li
     return learned
 
 
-def crossing(rows: list[dict[str, Any]], key: str, level: float) -> float:
+def crossing(rows: Rows, key: str, level: float) -> float:
     """When a curve first reaches a level; infinite if it does not."""
     below = (0.0, 0.0)
     for row in rows:
         if row[key] >= level:
             return below[0] + (row["time"] - below[0]) * (level - below[1]) / (row[key] - below[1])
         below = (row["time"], row[key])
-    return float("inf")
+    return math.inf
 
 
-def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: Rows) -> list[Row]:
     """When each direction is learned to a half, measured and predicted, and how long it takes from 10 % to 90 %."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    keys = ("run", "depth", "variance", "seed")
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in ("run", "depth", "variance", "seed")), []).append(row)
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     summaries = []
     for key, curve in groups.items():
         half, predicted = crossing(curve, "gain", 0.5), crossing(curve, "predicted_gain", 0.5)
         rise = (crossing(curve, "gain", 0.9) - crossing(curve, "gain", 0.1)) / half
-        row = dict(zip(("run", "depth", "variance", "seed"), key, strict=True)) | {"half_time": half}
+        row = dict(zip(keys, key, strict=True)) | {"half_time": half}
         row |= {"predicted_half_time": predicted, "rise_over_half_time": rise}
         row["largest_error_of_gain"] = max(abs(step["gain"] - step["predicted_gain"]) for step in curve)
         summaries.append(row)
     return summaries
 
 
-def table(summaries: list[dict[str, Any]], run: str) -> str:
-    """One run: a row for each depth and direction."""
-    lines = []
-    for depth, variance in dict.fromkeys((row["depth"], row["variance"]) for row in summaries if row["run"] == run):
-        some = [row for row in summaries if (row["run"], row["depth"], row["variance"]) == (run, depth, variance)]
-        line = [depth, variance, report.spread([row["half_time"] for row in some])]
-        if run != ADAM:
-            line.append(report.spread([row["predicted_half_time"] for row in some]))
-            line.append(report.spread([row["half_time"] / row["predicted_half_time"] for row in some]))
-        lines.append([*line, report.spread([row["rise_over_half_time"] for row in some])])
-    predicted = [] if run == ADAM else ["predicted", "measured / predicted"]
-    return report.markdown(
-        ["depth", "variance", "half learned at", *predicted, "rise from 10 to 90 %, over that time"], lines
-    )
+def measure(depths: Sequence[int] = DEPTHS, most_seeds: int = 3) -> study.Tables:
+    """The curves of all runs, and when each direction is learned."""
+    rows = [
+        row
+        for (run, (_, lr, _, seeds)), depth in itertools.product(RUNS.items(), depths)
+        for seed in seeds[:most_seeds]
+        for row in train(run, depth, seed, ADAM_STEPS if run == ADAM else round(TIMES[depth] / lr))
+    ]
+    return {"half_times": summarize(rows), "curves": rows}
 
 
-def in_order(summaries: list[dict[str, Any]], run: str) -> list[float]:
+def in_order(summaries: list[Row], run: str) -> list[float]:
     """How many times as late as the first direction the last is learned, by model; 0 if any is learned before a larger.
 
     A direction that is never learned is learned last.
@@ -177,31 +172,27 @@ def in_order(summaries: list[dict[str, Any]], run: str) -> list[float]:
     return [some[-1] / some[0] if some == sorted(some) else 0.0 for some in times]
 
 
-def law_judged(summaries: list[dict[str, Any]], run: str) -> tuple[str, list[float]]:
+def law_judged(summaries: Rows, run: str) -> tuple[str, list[float]]:
     """Whether directions are learned at the predicted times, or in their order, and those times over predicted ones."""
-    off = [row["half_time"] / row["predicted_half_time"] for row in summaries if row["run"] == run]
-    errors = [row["largest_error_of_gain"] for row in summaries if row["run"] == run]
-    ordered = all(in_order(summaries, run))
-    if ordered and all(1 / HOLDS <= ratio <= HOLDS for ratio in off) and max(errors) <= GAIN_ERROR:
-        return "Holds", off
-    within = ordered and all(1 / WITHIN_LIMITS <= ratio <= WITHIN_LIMITS for ratio in off)
-    return "Holds within limits" if within else "Does not hold", off
+    some = where(summaries, run=run)
+    off, ordered = [row["half_time"] / row["predicted_half_time"] for row in some], all(in_order(summaries, run))
+    holds, within = (ordered and all(1 / limit <= ratio <= limit for ratio in off) for limit in (HOLDS, WITHIN_LIMITS))
+    return study.judged(holds and max(values(some, "largest_error_of_gain")) <= GAIN_ERROR, within).capitalize(), off
 
 
-def order_judged(summaries: list[dict[str, Any]], run: str) -> str:
+def order_judged(summaries: Rows, run: str) -> str:
     """Whether directions are learned one after another: it is not predicted when."""
-    return "Holds within limits" if all(ratio >= APART for ratio in in_order(summaries, run)) else "Does not hold"
+    return study.judged(False, all(ratio >= APART for ratio in in_order(summaries, run))).capitalize()
 
 
-def verdicts(summaries: list[dict[str, Any]]) -> str:
+def verdict(half_times: Rows) -> str:
     """What the report says of each start and optimizer."""
-    (aligned, off), (usual, usual_off) = (law_judged(summaries, run) for run in (ALIGNED, USUAL))
-    later = {run: in_order(summaries, run) for run in RUNS}
+    (aligned, off), (usual, usual_off) = (law_judged(half_times, run) for run in (ALIGNED, USUAL))
+    later = {run: in_order(half_times, run) for run in RUNS}
     order = {run: f"{sum(map(bool, some))} of {len(some)}" for run, some in later.items()}
-    depths = list(dict.fromkeys(row["depth"] for row in summaries))
-    aligned_rows = [row for row in summaries if row["run"] == ALIGNED]
-    error = max(row["largest_error_of_gain"] for row in aligned_rows)
-    rises = [median([row["rise_over_half_time"] for row in aligned_rows if row["depth"] == depth]) for depth in depths]
+    aligned_rows, depths = where(half_times, run=ALIGNED), different(half_times, "depth")
+    error = max(values(aligned_rows, "largest_error_of_gain"))
+    rises = [median(values(aligned_rows, "rise_over_half_time", depth=depth)) for depth in depths]
     return f"""- **{aligned}**: from the aligned start gains follow the law: half learned at {min(off):.3f} to
   {max(off):.3f} of the predicted times, no gain ever further than {error:.3f} from its curve. Directions are
   learned in the order of their variances in {order[ALIGNED]} models, the last {min(later[ALIGNED]):.1f} to
@@ -211,7 +202,7 @@ def verdicts(summaries: list[dict[str, Any]]) -> str:
 - **{usual}**: from the usual start the order is the same in {order[USUAL]} models, and directions are learned at
   {min(usual_off):.2f} to {max(usual_off):.2f} times the predicted times. The factors have first to turn to each
   other, and the law knows nothing of that.
-- **{order_judged(summaries, ADAM)}** under Adam: the law is not one of Adam, but without noise the order is the
+- **{order_judged(half_times, ADAM)}** under Adam: the law is not one of Adam, but without noise the order is the
   same in {order[ADAM]} models. The last direction is learned {min(later[ADAM]):.1f} to {max(later[ADAM]):.1f} times
   as late as the first; under SGD from the same start, {min(later[USUAL]):.1f} to {max(later[USUAL]):.1f} times.
 
@@ -219,54 +210,38 @@ def verdicts(summaries: list[dict[str, Any]]) -> str:
 {WITHIN_LIMITS:g}, in order; under Adam, the last at least {APART:g} times as late as the first.)"""
 
 
-def picture(rows: list[dict[str, Any]], key: str) -> Figure:
+def table(half_times: Rows, run: str) -> str:
+    """One run: a row for each depth and direction."""
+    predicted = {
+        "predicted": "predicted_half_time",
+        "measured / predicted": lambda some: spread([row["half_time"] / row["predicted_half_time"] for row in some]),
+    }
+    return summary(
+        where(half_times, run=run),
+        {"depth": "depth", "variance": "variance"},
+        {"half learned at": "half_time", **(predicted if run != ADAM else {})}
+        | {"rise from 10 to 90 %, over that time": "rise_over_half_time"},
+    )
+
+
+def picture(curves: Rows, key: str, name: str) -> Figure:
     """Measured curves (wide, pale) under predicted ones (thin, dark): a row a run, a column a depth."""
-    figure = Figure(figsize=(12, 7.6), dpi=110, layout="constrained")
-    panels = figure.subplots(len(RUNS), len(DEPTHS), sharey=True, sharex="row")
-    for (run, line), (depth, column) in itertools.product(
-        zip(RUNS, panels, strict=True), zip(DEPTHS, range(len(DEPTHS)), strict=True)
-    ):
-        axes = line[column]
-        for (variance, colour), seed in itertools.product(
-            zip(VARIANCES.tolist(), COLOURS, strict=False), RUNS[run][-1]
-        ):
-            curve = [
-                row
-                for row in rows
-                if (row["run"], row["depth"], row["variance"], row["seed"]) == (run, depth, variance, seed)
-            ]
-            times = [row["time"] for row in curve]
-            label = f"variance {variance:g}" if seed == RUNS[run][-1][0] else None
-            axes.plot(times, [row[key] for row in curve], color=colour, linewidth=3, alpha=0.45, label=label)
-            predicted = [row[f"predicted_{key}"] for row in curve]
-            axes.plot(times, predicted, color="black", linewidth=0.8, linestyle="-" if run == ALIGNED else ":")
-        axes.set_title(f"{run}, depth {depth}", fontsize=9)
-        axes.set_xlabel("step" if run == ADAM else "step x learning rate", fontsize=9)
+    figure, grid = panels(curves, "depth", "run", size=(12, 7.6), sharey=True, sharex="row")
+    for axes, some in grid:
+        for variance, seed in different(some, "variance", "seed"):
+            curve = where(some, variance=variance, seed=seed)
+            times, colour = values(curve, "time"), COLOURS[VARIANCES.tolist().index(variance)]
+            label = f"variance {variance:g}"
+            axes.plot(times, values(curve, key), color=colour, linewidth=3, alpha=0.45, label=label)
+            style = "-" if curve[0]["run"] == ALIGNED else ":"
+            axes.plot(times, values(curve, f"predicted_{key}"), color="black", linewidth=0.8, linestyle=style)
         axes.set_xscale("log")
-    name = {"gain": "gain from end to end", "latent": "deviation in the latents"}[key]
-    for axes in panels[:, 0]:
-        axes.set_ylabel(name)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    return figure
+    return finish(figure, "step (of SGD, times the learning rate)", name)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer depths and steps, and nothing is written")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.quick:
-        print(table(summarize(train(ALIGNED, 2, 40, 500)), ALIGNED))
-        return
-    rows = [
-        row
-        for (run, (_, lr, _, seeds)), depth in itertools.product(RUNS.items(), DEPTHS)
-        for seed in seeds
-        for row in train(run, depth, seed, ADAM_STEPS if run == ADAM else round(TIMES[depth] / lr))
-    ]
-    summaries = summarize(rows)
-    body = f"""Four directions of the data, of variances 1, 1/2, 1/4 and 1/8; a bias-free autoencoder of 64 features
+def text(half_times: Rows, verdict: str) -> str:
+    """The report."""
+    return f"""Four directions of the data, of variances 1, 1/2, 1/4 and 1/8; a bias-free autoencoder of 64 features
 and 32 latents; orthogonal linear layers of end-to-end gain {GAIN} at the learning rate over depth; all the data in
 every step, in float64. SGD at 0.02, so that training is nearly gradient flow; Adam at 1e-3. The aligned start gives
 encoder and decoder gains of {OUTER} along the axes of the data, the usual start is nn.Linear's own (seeds
@@ -281,7 +256,7 @@ al. 2018 for these starts and rates: all that the factors of a direction of vari
 with `p` the gain from end to end (from the aligned start, a singular value of the whole map), and `e`, `d`, `g` those
 of encoder, decoder and linear layers at the start. Its time scales as 1 / `v`.
 
-{verdicts(summaries)}
+{verdict}
 
 ![Gains from end to end](gains.png)
 
@@ -291,23 +266,29 @@ Coloured: measured; black: predicted (dotted where the start is not the one that
 
 From the {ALIGNED}:
 
-{table(summaries, ALIGNED)}
+{table(half_times, ALIGNED)}
 
 From the {USUAL}, the median over seeds (and the ends, where they differ):
 
-{table(summaries, USUAL)}
+{table(half_times, USUAL)}
 
 From the {ADAM}, in steps:
 
-{table(summaries, ADAM)}
-
-Every run: [half_times.csv](half_times.csv)."""
-    print(body)
-    report.write_csv(NAME, "half_times.csv", summaries)
-    for key, file_name in (("gain", "gains.png"), ("latent", "latents.png")):
-        picture(rows, key).savefig(report.RESULTS / NAME / file_name)
-    print(report.write(NAME, "One direction after another", body))
+{table(half_times, ADAM)}"""
 
 
+STUDY = study.Study(
+    name="greedy_learning",
+    title="One direction after another",
+    measure=measure,
+    text=text,
+    verdict=verdict,
+    figures={
+        "gains.png": partial(picture, key="gain", name="gain from end to end"),
+        "latents.png": partial(picture, key="latent", name="deviation in the latents"),
+    },
+    quick={"depths": (2,), "most_seeds": 1},
+    unwritten=["curves"],
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,20 +1,14 @@
-"""Whether coupled L2 decay cuts the latents of a nonlinear autoencoder where the formula for linear ones says.
+"""Whether coupled L2 decay cuts the latents of a nonlinear autoencoder where the formula for linear ones says."""
 
-``--quick`` trains fewer models for fewer steps and writes nothing.
-"""
-
-import argparse
 import itertools
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import report
+import study
 import torch
+from figures import curves, finish, panels
 from linear_autoencoders import DIM, FEATURES, Stack
 from matplotlib.figure import Figure
+from tables import Row, Rows, share, spread, summary, values, where
 from torch import nn
 
 from lightning_rank import LinearBottleneck
@@ -25,13 +19,9 @@ from lightning_rank.functional import (
     variance_cutoff,
     weight_decay_for_variance_cutoff,
 )
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer.autoencoders import Autoencoder, linear_autoencoder, mlp_autoencoder
 from rank_trainer.data import digits
-from rank_trainer.report.plots import COLOURS
 
-NAME = "l2_nonlinear"
 SEEDS = (60, 61, 62)
 DEPTHS = (0, 2, 4, 8)
 CUTOFFS = (0.0, 0.01, 0.03, 0.1, 0.3)
@@ -41,7 +31,7 @@ NETWORKS: dict[str, tuple[Callable[[], Autoencoder], int]] = {  # with the numbe
 }
 
 
-def train(network: str, depth: int, cutoff: float, steps: int) -> list[dict[str, Any]]:
+def train(network: str, cutoff: float, depth: int, steps: int) -> list[Row]:
     """Train with the decay of a cutoff, on digits: a row a seed."""
     make_autoencoder, weights = NETWORKS[network]
     data = digits()
@@ -71,117 +61,99 @@ def train(network: str, depth: int, cutoff: float, steps: int) -> list[dict[str,
     ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Ranks predicted and found: a row for each network, cutoff and depth."""
-    lines = []
-    for network, cutoff, depth in dict.fromkeys((row["network"], row["cutoff"], row["depth"]) for row in rows):
-        some = [row for row in rows if (row["network"], row["cutoff"], row["depth"]) == (network, cutoff, depth)]
-        found = [
-            report.spread([row[key] for row in some]) for key in ("found", "found_halfway", "effective_rank", "error")
-        ]
-        predicted = some[0]["predicted"], some[0]["predicted_all_weights"]
-        lines.append([network, cutoff, depth, f"{some[0]['weight_decay']:.3g}", *predicted, *found])
-    header = ["network", "cutoff", "depth", "decay", "predicted", "predicted, all weights counted", "rank found"]
-    return report.markdown([*header, "rank halfway", "effective rank", "held-out error"], lines)
+def measure(cutoffs: Sequence[float] = CUTOFFS, depths: Sequence[int] = DEPTHS, steps: int = 3000) -> study.Tables:
+    """Train both networks with the decay of all cutoffs, at all depths."""
+    jobs = study.progress(itertools.product(NETWORKS, cutoffs, depths))
+    return {"runs": [row for network, cutoff, depth in jobs for row in train(network, cutoff, depth, steps)]}
 
 
-def picture(rows: list[dict[str, Any]]) -> Figure:
-    """Rank found against rank predicted, a panel a network, a dot a run."""
-    figure = Figure(figsize=(9.6, 4.4), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(NETWORKS), sharex=True, sharey=True)
-    for axes, network in zip(panels, NETWORKS, strict=True):
-        axes.plot([0, DIM], [0, DIM], color="black", linewidth=0.8, linestyle=":")
-        for shift, (depth, colour) in enumerate(zip(DEPTHS, COLOURS, strict=False)):
-            some = [row for row in rows if (row["network"], row["depth"]) == (network, depth)]
-            xs = [row["predicted"] + 0.5 * (shift - 1.5) for row in some]
-            axes.plot(xs, [row["found"] for row in some], "o", color=colour, markersize=4, label=f"depth {depth}")
-        axes.set(xlabel="directions of the data above the cutoff", title=network, ylim=(-1, 33))
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("numerical rank of the latents")
-    panels[0].legend(frameon=False)
-    return figure
+def decayed(rows: Rows, network: str) -> list[Row]:
+    """The runs of a network that had decay."""
+    return [row for row in where(rows, network=network) if row["cutoff"] > 0]
 
 
-def agree(rows: list[dict[str, Any]], network: str, key: str = "predicted", off: int = 2) -> str:
+def agree(rows: Rows, network: str, key: str = "predicted", off: int = 2) -> str:
     """How many runs with decay end within so many directions of a prediction, and how many below and above."""
-    errors = [row["found"] - row[key] for row in rows if row["network"] == network and row["cutoff"] > 0]
+    errors = [row["found"] - row[key] for row in decayed(rows, network)]
     inside, below = (sum(map(test, errors)) for test in (lambda error: abs(error) <= off, lambda error: error < -off))
     return f"{inside} of {len(errors)} runs, below in {below} and above in {len(errors) - inside - below}"
 
 
-def ends(rows: list[dict[str, Any]], network: str) -> str:
-    """By how many directions runs with decay end beside the prediction, at the least and at the most."""
-    errors = [int(row["found"] - row["predicted"]) for row in rows if row["network"] == network and row["cutoff"] > 0]
-    return f"{min(errors):+d} to {max(errors):+d}"
-
-
-def steady(rows: list[dict[str, Any]], decayed: bool) -> str:
-    """In how many runs of the MLP, with decay or without, the rank did not change in the second half."""
-    some = [row for row in rows if row["network"] == "MLP" and (row["cutoff"] > 0) is decayed]
-    return f"{sum(row['found'] == row['found_halfway'] for row in some)} of {len(some)}"
-
-
-def judged(rows: list[dict[str, Any]], key: str = "predicted") -> str:
+def judged(rows: Rows, key: str = "predicted") -> str:
     """Whether the MLP ends within 2 directions of the prediction: always, in three of four runs, or less often."""
-    some = [row for row in rows if row["network"] == "MLP" and row["cutoff"] > 0]
-    share = sum(abs(row["found"] - row[key]) <= 2 for row in some) / len(some)
-    if share == 1:
-        return "carries over"
-    return "carries over within limits" if share >= 0.75 else "does not carry over"
+    some = decayed(rows, "MLP")
+    right = sum(abs(row["found"] - row[key]) <= 2 for row in some) / len(some)
+    return study.judged(right == 1, right >= 0.75).replace("holds", "carries over").replace("hold", "carry over")
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
+def verdict(runs: Rows) -> str:
     """What the report says of it."""
-    largest = max(row["cutoff"] for row in rows)
-    at_largest = [row for row in rows if row["network"] == "MLP" and row["cutoff"] == largest]
-    return f"""**Verdict: the prediction {judged(rows)}.** With decay the ranks found differ from the predicted ones
-by {ends(rows, "linear")} in the linear autoencoder, and by {ends(rows, "MLP")} in the MLP, where the largest
-cutoff predicts {report.spread([row["predicted"] for row in at_largest])} and leaves
-{report.spread([row["found"] for row in at_largest])}. With each of the MLP's weights counted as a factor it
-{judged(rows, "predicted_all_weights")}. The rank of the MLP was the same after half of the steps in
-{steady(rows, True)} runs with decay and in {steady(rows, False)} without."""
+    off = {network: [int(row["found"] - row["predicted"]) for row in decayed(runs, network)] for network in NETWORKS}
+    at_largest = where(runs, network="MLP", cutoff=max(values(runs, "cutoff")))
+    with_decay, without = (
+        share(some, lambda row: row["found"] == row["found_halfway"])
+        for some in (decayed(runs, "MLP"), where(runs, network="MLP", cutoff=0))
+    )
+    return f"""**Verdict: the prediction {judged(runs)}.** With decay the ranks found differ from the predicted ones
+by {min(off["linear"]):+d} to {max(off["linear"]):+d} in the linear autoencoder, and by {min(off["MLP"]):+d} to
+{max(off["MLP"]):+d} in the MLP, where the largest cutoff predicts {spread(values(at_largest, "predicted"))} and leaves
+{spread(values(at_largest, "found"))}. With each of the MLP's weights counted as a factor it
+{judged(runs, "predicted_all_weights")}. The rank of the MLP was the same after half of the steps in
+{with_decay} runs with decay and in {without} without."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer models and steps, and nothing is written")
-    parser.add_argument("--steps", type=int, default=3000)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    start = time.perf_counter()
-    if args.quick:
-        print(table([row for network in NETWORKS for row in train(network, 2, 0.1, 50)]))
-        return
-    rows = []
-    for network, cutoff, depth in itertools.product(NETWORKS, CUTOFFS, DEPTHS):
-        rows += train(network, depth, cutoff, args.steps)
-        print(network, cutoff, depth, f"{time.perf_counter() - start:.0f} s", flush=True)
-    body = f"""scikit-learn's digits (8x8, in [0, 1]), an eighth held out; a linear autoencoder 64-32-64, and the MLP
+def picture(runs: Rows) -> Figure:
+    """Rank found against rank predicted, a panel a network, a dot a run."""
+    beside = [row | {"x": row["predicted"] + 0.5 * (DEPTHS.index(row["depth"]) - 1.5)} for row in runs]
+    figure, grid = panels(beside, "network", size=(9.6, 4.8), sharex=True, sharey=True)
+    for axes, some in grid:
+        axes.plot([0, DIM], [0, DIM], color="black", linewidth=0.8, linestyle=":")
+        curves(axes, some, "x", "found", by="depth", style="", label="depth {}")
+    return finish(figure, "directions of the data above the cutoff", "numerical rank of the latents")
+
+
+def text(runs: Rows, verdict: str, steps: int) -> str:
+    """The report."""
+    keys = {"network": "network", "cutoff": "cutoff", "depth": "depth"}
+    columns = {
+        "decay": "weight_decay",
+        "predicted": "predicted",
+        "predicted, all weights counted": "predicted_all_weights",
+        "rank found": "found",
+        "rank halfway": "found_halfway",
+        "effective rank": "effective_rank",
+        "held-out error": "error",
+    }
+    return f"""scikit-learn's digits (8x8, in [0, 1]), an eighth held out; a linear autoencoder 64-32-64, and the MLP
 64-128-128-32 and back, both with biases, undecayed; orthogonal layers of gain 1 at the learning rate over depth;
 `torch.optim.Adam` at 1e-3 with the coupled decay that
 [`weight_decay_for_variance_cutoff`](../../../lightning_rank/functional/weight_decay.py) gives for a cutoff, on all
-weights; batches of 128, squared error summed over pixels, {args.steps:,} steps. Predicted: eigenvalues of the
+weights; batches of 128, squared error summed over pixels, {steps:,} steps. Predicted: eigenvalues of the
 covariance of the training images above the cutoff, the width of the latents, {DIM}, at most; and the same if each of
 the MLP's weights is counted as a factor. Found: directions of the held-out latents with more than 1e-3 of the largest
 *variance*. Medians over seeds {", ".join(map(str, SEEDS))} (and the ends, where they differ).
 
 - The linear autoencoder, where the formula is derived: within 2 directions of the prediction in
-  {agree(rows, "linear")}.
-- The MLP: within 2 in {agree(rows, "MLP")}. With each of its weights counted as a factor, within 2 in
-  {agree(rows, "MLP", "predicted_all_weights")}.
+  {agree(runs, "linear")}.
+- The MLP: within 2 in {agree(runs, "MLP")}. With each of its weights counted as a factor, within 2 in
+  {agree(runs, "MLP", "predicted_all_weights")}.
 
-{verdict(rows)}
+{verdict}
 
-{table(rows)}
+{summary(runs, keys, columns)}
 
-![Rank found against rank predicted](ranks.png)
-
-Every run: [runs.csv](runs.csv). All of it took {(time.perf_counter() - start) / 60:.0f} minutes."""
-    print(body)
-    report.write_csv(NAME, "runs.csv", rows)
-    picture(rows).savefig(report.RESULTS / NAME / "ranks.png")
-    print(report.write(NAME, "Coupled L2 decay and nonlinear autoencoders", body))
+![Rank found against rank predicted](ranks.png)"""
 
 
+STUDY = study.Study(
+    name="l2_nonlinear",
+    title="Coupled L2 decay and nonlinear autoencoders",
+    measure=measure,
+    text=text,
+    verdict=verdict,
+    figures={"ranks.png": picture},
+    quick={"cutoffs": (0.0, 0.1), "depths": (2,), "steps": 50},
+    flags={"steps": "of each training"},
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -6,10 +6,8 @@ steps the stacks. SGD, Adam and their kin act on each entry alone, so that every
 to rounding; ``tests/test_linear_autoencoders.py`` compares.
 """
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +18,7 @@ from torch.optim import Optimizer
 from lightning_rank import LinearBottleneck, depth_scaled_param_groups
 from lightning_rank.functional import numerical_rank, principal_deviations, row_moments
 from lightning_rank.optim.param_groups import Multiplier
-
-# Programs that import this one find rank_trainer there, too.
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from rank_trainer import data
+from rank_trainer.data import TensorDataModule, low_rank
 
 FEATURES, DIM, BATCH = 64, 32, 128
 SPECTRA = {
@@ -35,7 +30,7 @@ SPECTRA = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One model and its data."""
 
     rank: int
@@ -53,10 +48,10 @@ class Cell:
         bottleneck = LinearBottleneck(DIM, self.depth, gain=self.gain, init=self.init)
         return nn.Sequential(nn.Linear(FEATURES, DIM, self.bias), bottleneck, nn.Linear(DIM, FEATURES, self.bias))
 
-    def make_data(self) -> data.TensorDataModule:
+    def make_data(self) -> TensorDataModule:
         """4096 rows to train on and as many held out."""
         # Not the seed of the model, whose initial weights would be drawn from the same numbers.
-        return data.low_rank(SPECTRA[self.spectrum](self.rank), FEATURES, self.noise, seed=1000 + self.seed)
+        return low_rank(SPECTRA[self.spectrum](self.rank), FEATURES, self.noise, seed=1000 + self.seed)
 
 
 class Stack:
@@ -74,11 +69,21 @@ class Stack:
         self.train_rows, self.held_out = train, held_out
 
     @classmethod
-    def of(cls, cells: Sequence[Cell]) -> "Stack":
-        """The models of some cells of one depth on their data."""
-        tensors = [(module.train.tensors[0], module.val.tensors[0]) for module in map(Cell.make_data, cells)]
+    def of(cls, trials: Sequence[Trial]) -> "Stack":
+        """The models of some trials of one depth on their data."""
+        tensors = [(module.train.tensors[0], module.val.tensors[0]) for module in map(Trial.make_data, trials)]
         train, held_out = map(torch.stack, zip(*tensors, strict=True))
-        return cls([cell.make_model() for cell in cells], train, held_out)
+        return cls([trial.make_model() for trial in trials], train, held_out)
+
+    @classmethod
+    def trained(
+        cls, trials: Sequence[Trial], make_optimizer: Callable[..., Optimizer], lr: float, steps: int, **options: Any
+    ) -> "Stack":
+        """The models of some trials after training; ``options`` are those of :meth:`param_groups`."""
+        stack = cls.of(trials)
+        for _ in stack.train(make_optimizer(stack.param_groups(lr, **options)), steps):
+            pass
+        return stack
 
     def __call__(self, rows: Tensor, stop: int | None = None) -> Tensor:
         """Output of each model, or of its first ``stop`` children, for rows of its own."""
@@ -135,14 +140,14 @@ class Stack:
         return torch.linalg.svdvals(self(axes) - self(torch.zeros_like(axes)))
 
     @torch.no_grad()
-    def measure(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-        """What came out, a row for each cell: rank, error over the best of the data's rank, variance ratio after it."""
+    def measure(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """What came out, a row a trial: rank, error over the best of the data's rank, variance ratio after it."""
         deviations, ranks, errors = self.deviations(), self.ranks(), self.losses(self.held_out)
         rows = []
-        for index, cell in enumerate(cells):
-            best = principal_residual(self.train_rows[index], self.held_out[index], cell.rank)
-            ratio = (deviations[index, cell.rank] / deviations[index, 0]).square()
-            row = {**vars(cell), "found": ranks[index].item(), "excess": (errors[index] / best).item()}
+        for index, trial in enumerate(trials):
+            best = principal_residual(self.train_rows[index], self.held_out[index], trial.rank)
+            ratio = (deviations[index, trial.rank] / deviations[index, 0]).square()
+            row = {**vars(trial), "found": ranks[index].item(), "excess": (errors[index] / best).item()}
             rows.append(row | {"variance_ratio": ratio.item()})
         return rows
 

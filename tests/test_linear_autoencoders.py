@@ -6,7 +6,7 @@ import functools
 import linear_autoencoders
 import pytest
 import torch
-from linear_autoencoders import BATCH, Cell, Stack
+from linear_autoencoders import BATCH, Stack, Trial
 
 from lightning_rank import depth_scaled_param_groups
 
@@ -16,9 +16,9 @@ from lightning_rank import depth_scaled_param_groups
     [(4, torch.optim.Adam), (0, torch.optim.Adam), (2, functools.partial(torch.optim.SGD, momentum=0.9))],
 )
 def test_each_model_of_a_stack_trains_as_it_would_alone(depth, make_optimizer):
-    cells = [Cell(rank, depth, seed, gain=0.3, noise=0.1) for rank, seed in ((4, 5), (8, 6))]
-    stack = Stack.of(cells)
-    alone = [copy.deepcopy(cell.make_model()).double() for cell in cells]
+    trials = [Trial(rank, depth, seed, gain=0.3, noise=0.1) for rank, seed in ((4, 5), (8, 6))]
+    stack = Stack.of(trials)
+    alone = [copy.deepcopy(trial.make_model()).double() for trial in trials]
     for name in stack.parameters:
         stack.parameters[name] = stack.parameters[name].detach().double().requires_grad_()
     stack.train_rows, stack.held_out = stack.train_rows.double(), stack.held_out.double()
@@ -42,7 +42,7 @@ def test_each_model_of_a_stack_trains_as_it_would_alone(depth, make_optimizer):
 
 
 def test_biases_are_not_decayed():
-    groups = Stack.of([Cell(4, 2, 0, bias=True)]).param_groups(1e-2, weight_decay=0.1)
+    groups = Stack.of([Trial(4, 2, 0, bias=True)]).param_groups(1e-2, weight_decay=0.1)
     assert [(g["name"], g["lr"], g["weight_decay"], len(g["params"])) for g in groups] == [
         ("base", 1e-2, 0.1, 2),
         ("biases", 1e-2, 0.0, 2),
@@ -51,15 +51,15 @@ def test_biases_are_not_decayed():
 
 
 def test_what_is_measured():
-    cell = Cell(4, 2, 0)
-    stack = Stack.of([cell])
+    trial = Trial(4, 2, 0)
+    stack = Stack.of([trial])
     axes = torch.linalg.svd(stack.train_rows[0], full_matrices=False).Vh[:4]
     with torch.no_grad():
         stack.parameters["0.weight"].zero_()[0, :4] = axes
         stack.parameters["2.weight"].zero_()[0, :, :4] = axes.T
         for layer in ("1.layers.0.weight", "1.layers.1.weight"):
             stack.parameters[layer][0] = torch.eye(32)
-    (row,) = stack.measure([cell])
+    (row,) = stack.measure([trial])
     assert (row["found"], row["variance_ratio"]) == (4, 0)
     assert row["excess"] == pytest.approx(1, abs=1e-5)
     assert stack.singular_values()[0, :5].tolist() == pytest.approx([1, 1, 1, 1, 0], abs=1e-5)
