@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-import figures
+import excerpts
 import pytest
 import rank_sweep
 
@@ -59,18 +59,18 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target
 
 
-@pytest.mark.parametrize("page", figures.PAGES, ids=name_of)
+@pytest.mark.parametrize("page", excerpts.PAGES, ids=name_of)
 def test_figures_are_those_of_the_reports(page):
-    assert page.read_text() == figures.written(page), "python docs/figures.py writes them anew"
+    assert page.read_text() == excerpts.written(page), "python docs/excerpts.py writes them anew"
 
 
 def test_a_figure_that_is_not_that_of_its_report_is_seen(tmp_path):
     page = tmp_path / "page.md"
     page.write_text((ROOT / "docs/choose.md").read_text().replace("6.13; 82.6", "6.13; 28.6"))
-    assert "6.13; 28.6" not in figures.written(page)
+    assert "6.13; 28.6" not in excerpts.written(page)
     page.write_text("<!-- quote rank_window: **Verdict: there is none -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match=r"page.md: expected a paragraph of rank_window that begins .* found none"):
-        figures.written(page)
+        excerpts.written(page)
 
 
 def test_every_report_is_in_the_table_of_verdicts():
