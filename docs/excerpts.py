@@ -1,8 +1,8 @@
 """Tables and verdicts in the README and in the documentation, taken from the committed reports.
 
 What stands between ``<!-- table NAME -->`` or ``<!-- quote REPORT: BEGINNING OF A PARAGRAPH -->`` and ``<!-- end -->``
-is written by ``python docs/excerpts.py``, so that no figure in a page can differ from the one in its report; a test sees
-that there is nothing to write.
+is written by ``python docs/excerpts.py``, so that no figure in a page can differ from the one in its report; a test
+sees that there is nothing to write.
 """
 
 import os
