@@ -3,36 +3,21 @@
 import importlib
 import io
 import tempfile
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-
-class _Autoencoder(pl.LightningModule):
-    """One step per epoch."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.encoder, self.decoder = nn.Linear(8, dim), nn.Linear(dim, 8)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return (self.decoder(self.encoder(batch)) - batch).square().mean()
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.training_step(batch, batch_idx)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.01)
+from rank_trainer.autoencoders import linear_autoencoder
 
 
 class _Sizes(pl.Callback):
     """Bytes of the monitor's part of a checkpoint, at some epochs."""
 
-    def __init__(self, monitor: Any, at: list[int]) -> None:
+    def __init__(self, monitor: Any, at: Sequence[int]) -> None:
         self.monitor, self.at, self.bytes = monitor, at, []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -41,7 +26,7 @@ class _Sizes(pl.Callback):
             self.bytes.append(file.tell())
 
 
-def checkpoint_bytes(rank: int, package: ModuleType, dim: int, at: list[int]) -> list[int]:
+def checkpoint_bytes(rank: int, package: ModuleType, dim: int, at: Sequence[int]) -> list[int]:
     """Of a fit with one step per epoch."""
     importlib.import_module("lightning_rank.callbacks")
     monitor = package.EffectiveRankMonitor("encoder")
@@ -58,6 +43,6 @@ def checkpoint_bytes(rank: int, package: ModuleType, dim: int, at: list[int]) ->
             num_sanity_val_steps=0,
             default_root_dir=directory,
         )
-        data = DataLoader(torch.randn(16, 8), batch_size=16)
-        trainer.fit(_Autoencoder(dim), data, data)
+        data = DataLoader(TensorDataset(torch.randn(16, 8)), batch_size=16)
+        trainer.fit(linear_autoencoder(8, dim), data, data)
     return sizes.bytes

@@ -1,73 +1,28 @@
 """Images a second of the example trainer's loaders, beside those of its training step.
 
 The images are made here, 32x32 JPEG files in folders. ``in memory`` is what the trainer does: each file decoded once.
-``on disk`` is what it does where memory does not suffice: each file decoded for every batch. ``--quick`` takes fewer
-images and writes nothing.
+``on disk`` is what it does where memory does not suffice: each file decoded for every batch.
 """
 
-import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import report
+import study
 import torch
+from tables import Rows, markdown
 from timing import interleave, ratio
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lightning_rank import attach_linear_bottleneck
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer import data
 from rank_trainer.autoencoders import convolutional_autoencoder
 from rank_trainer.data import modules
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer images, and nothing is written")
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that decode")
-    parser.add_argument("--rounds", type=int, default=11)
-    args = parser.parse_args()
-    if args.quick:
-        args.images, args.rounds = 1_000, 3
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with tempfile.TemporaryDirectory() as directory:
-        write_images(Path(directory), args.images)
-        start = time.perf_counter()
-        in_memory = loader(Path(directory), args, modules.IN_MEMORY_BYTES)
-        decoding = time.perf_counter() - start
-        on_disk = loader(Path(directory), args, 0)
-        ways = {
-            "loader, in memory": lambda: drain(in_memory, device),
-            "loader, on disk": lambda: drain(on_disk, device),
-            "training step": training_step(args.batch_size, device),
-        }
-        images = {"training step": args.batch_size}
-        per_pass = len(in_memory) * args.batch_size
-        times = interleave(ways, rounds=args.rounds, budget=600)
-    seconds = {way: times[way] / images.get(way, per_pass) for way in ways}
-    rows = [[way, f"{1 / seconds[way].median().item():,.0f}", ratio(seconds, "training step", way)] for way in ways]
-    body = "\n\n".join(
-        [
-            f"{args.images:,} JPEG files of 32x32, batches of {args.batch_size}, {args.num_workers} decoding processes "
-            f"beside the main one; the step is forward, backward and Adam of IRMAE's network for 32x32 with 4 linear "
-            f"layers, on {device.type}. Decoding all files into memory took {decoding:.1f} s, once. Medians of "
-            f"{args.rounds} interleaved rounds, ratios with the middle 80 % of them; below 1 a loader would "
-            "hold training up. The step is that of this device: a GPU takes more images a second.",
-            report.markdown(["", "images a second", "images a second / training step's"], rows),
-        ]
-    )
-    print(body)
-    if not args.quick:
-        print(report.write("loader", "Loaders and the training step", body))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write_images(root: Path, n: int) -> None:
@@ -79,25 +34,25 @@ def write_images(root: Path, n: int) -> None:
         to_pil_image(interpolate(image[None], size=(32, 32), mode="bilinear")[0]).save(path, quality=90)
 
 
-def loader(root: Path, args: argparse.Namespace, in_memory_bytes: int) -> DataLoader:
+def loader(root: Path, batch_size: int, num_workers: int, in_memory_bytes: int) -> DataLoader:
     """The training loader of a folder."""
     modules.IN_MEMORY_BYTES = in_memory_bytes
-    module = data.folder(root, batch_size=args.batch_size, num_workers=args.num_workers)
+    module = data.folder(root, batch_size=batch_size, num_workers=num_workers)
     module.setup("fit")
     return module.train_dataloader()
 
 
-def drain(batches: DataLoader, device: torch.device) -> None:
+def drain(batches: DataLoader) -> None:
     """A pass over the data, onto the device."""
     for images, _ in batches:
-        images.to(device)
+        images.to(DEVICE)
 
 
-def training_step(batch_size: int, device: torch.device) -> Callable[[], object]:
+def training_step(batch_size: int) -> Callable[[], object]:
     """Forward, backward and update of one batch."""
-    module = attach_linear_bottleneck(convolutional_autoencoder(), dim=128, depth=4).to(device)
+    module = attach_linear_bottleneck(convolutional_autoencoder(), dim=128, depth=4).to(DEVICE)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
-    images = torch.rand(batch_size, 3, 32, 32, device=device)
+    images = torch.rand(batch_size, 3, 32, 32, device=DEVICE)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -107,5 +62,53 @@ def training_step(batch_size: int, device: torch.device) -> Callable[[], object]
     return step
 
 
+def measure(images: int = 20_000, batch_size: int = 128, num_workers: int = 0, rounds: int = 11) -> study.Tables:
+    """Both loaders and the step, in turn."""
+    with tempfile.TemporaryDirectory() as directory:
+        write_images(Path(directory), images)
+        start = time.perf_counter()
+        in_memory = loader(Path(directory), batch_size, num_workers, modules.IN_MEMORY_BYTES)
+        decoding = time.perf_counter() - start
+        on_disk = loader(Path(directory), batch_size, num_workers, 0)
+        ways = {
+            "loader, in memory": lambda: drain(in_memory),
+            "loader, on disk": lambda: drain(on_disk),
+            "training step": training_step(batch_size),
+        }
+        per_pass = len(in_memory) * batch_size
+        times = interleave(ways, rounds=rounds, budget=600)
+    seconds = {way: times[way] / (batch_size if way == "training step" else per_pass) for way in ways}
+    speeds = [
+        {"": way, "images a second": f"{1 / seconds[way].median().item():,.0f}"}
+        | {"images a second / training step's": ratio(seconds, "training step", way)}
+        for way in ways
+    ]
+    return {"speeds": speeds, "decoding": [{"images": images, "seconds": decoding}]}
+
+
+def text(speeds: Rows, decoding: Rows, images: int, batch_size: int, num_workers: int, rounds: int) -> str:
+    """The report."""
+    return f"""{images:,} JPEG files of 32x32, batches of {batch_size}, {num_workers} decoding processes beside the
+main one; the step is forward, backward and Adam of IRMAE's network for 32x32 with 4 linear layers, on {DEVICE.type}.
+Decoding all files into memory took {decoding[0]["seconds"]:.1f} s, once. Medians of {rounds} interleaved rounds, ratios
+with the middle 80 % of them; below 1 a loader would hold training up. The step is that of this device: a GPU takes more
+images a second.
+
+{markdown(speeds)}"""
+
+
+STUDY = study.Study(
+    name="loader",
+    title="Loaders and the training step",
+    measure=measure,
+    text=text,
+    quick={"images": 1_000, "rounds": 3},
+    flags={
+        "images": "that are made",
+        "batch_size": "images a batch",
+        "num_workers": "processes that decode",
+        "rounds": "of each way",
+    },
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,25 +1,21 @@
 """What the rank of a whole split costs, beside other ways to get it, and what each way can tell.
 
-On the CPU, and on a GPU where there is one. ``--quick`` takes fewer rows and writes nothing.
+On the CPU, and on a GPU where there is one.
 """
 
-import argparse
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-import report
+import study
 import torch
 from monitor_accuracy import BATCH, NUMPY, OURS, SVD, WAYS, errors, resolved
+from tables import Row, Rows, different, markdown, where
 from threadpoolctl import threadpool_limits
 from timing import Ratio, interleave, milliseconds, ratio
 from torch import Tensor
 
 from lightning_rank.metrics import LatentSpectrum
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer.autoencoders import convolutional_autoencoder
 
 IMAGES = 256
@@ -41,32 +37,36 @@ def costs(n: int, dim: int, device: str) -> dict[str, Tensor]:
     return interleave(calls | {MATMUL: float64_matmul(rows)}, rounds=9, budget=90, clock=_clock())
 
 
-def accuracy_of_ways(n: int) -> dict[str, list[float]]:
+def accuracy_of_ways(n: int) -> dict[str, Row]:
     """What each way resolves, and the error of its effective rank, without and with an offset of the mean."""
     near, far = resolved(n, 0.0), resolved(n, 100.0)
     (_, error), (_, error_far) = errors(n, "1 to 1e-7 in 64 steps"), errors(n, "the same, offset 100")
-    return {way: [near[way], far[way], error[way], error_far[way]] for way in WAYS}
+    columns = {
+        "resolves": near,
+        "resolves, offset 100": far,
+        "error of effective rank": error,
+        "the same, offset 100": error_far,
+    }
+    return {way: {title: found[way] for title, found in columns.items()} for way in WAYS}
 
 
-def required(times: dict[str, Tensor], update: Ratio, accuracy: dict[str, list[float]]) -> str:
+def reached(times: dict[str, Tensor], n: int, dim: int, update: Ratio, accuracy: Row) -> list[Row]:
     """The figures to reach."""
-    _, resolved_far, _, error_far = accuracy[OURS]
-    n, dim = SIZES[0]
     figures = [
         (f"epoch of {n} x {dim} over all rows, svdvals float32", ratio(times, OURS, SVD), 0.55),
         (f"the same over {MATMUL}", ratio(times, OURS, MATMUL), 1.25),
         (f"update over the encoder's forward, {IMAGES} images, one thread", update, 0.01),
-        ("smallest ratio resolved, offset 100", resolved_far, 1e-7),
-        ("error of the effective rank, offset 100", error_far, 1e-5),
+        ("smallest ratio resolved, offset 100", accuracy["resolves, offset 100"], 1e-7),
+        ("error of the effective rank, offset 100", accuracy["the same, offset 100"], 1e-5),
     ]
-    rows = [
-        [what, found, most, _yes((found.median if isinstance(found, Ratio) else found) <= most * 1.0001)]
+    return [
+        {"figure": what, "found": found, "at most": most}
+        | {"reached": "yes" if (found.median if isinstance(found, Ratio) else found) <= most * 1.0001 else "no"}
         for what, found, most in figures
     ]
-    return report.markdown(["figure", "found", "at most", "reached"], rows)
 
 
-def table_of_ways(times: dict[str, Tensor], n: int, dim: int, accuracy: dict[str, list[float]]) -> str:
+def ways_of(times: dict[str, Tensor], threads: int, n: int, dim: int, accuracy: dict[str, Row]) -> list[Row]:
     """Time, memory, and what can be told apart, a row each way."""
     memory = {
         OURS: _peak_bytes(n, dim),
@@ -76,35 +76,27 @@ def table_of_ways(times: dict[str, Tensor], n: int, dim: int, accuracy: dict[str
         "sums, float32": 4 * dim * (dim + 1),
         "queue of 2048, not centred": 4 * 2048 * dim,
     }
-    table = [
-        [way, ratio(times, way, SVD), ratio(times, way, MATMUL), memory[way] / 2**20, *accuracy[way]]
+    return [
+        {"size": f"{n} x {dim}" + (", two threads" if threads > 1 else ""), "way": way}
+        | {"time / (all rows, svdvals)": ratio(times, way, SVD), f"time / {MATMUL}": ratio(times, way, MATMUL)}
+        | {"latents or sums kept, MiB": memory[way] / 2**20, **accuracy[way]}
         for way in WAYS
         if way in times
     ]
-    header = ["way", "time / (all rows, svdvals)", f"time / {MATMUL}", "latents or sums kept, MiB"]
-    header += ["resolves", "resolves, offset 100", "error of effective rank", "the same, offset 100"]
-    return report.markdown(header, table)
 
 
-def rows_of_ways(times: dict[str, Tensor], n: int, dim: int, threads: int = 1) -> list[dict[str, object]]:
-    """The same times for the CSV file."""
+def record(times: dict[str, Tensor], threads: int, n: int, dim: int) -> list[Row]:
+    """The same times as numbers."""
+    settings = {"rows": n, "dim": dim, "threads": threads}
+    found = {way: ratio(times, way, SVD) for way in times}
     return [
-        {
-            "rows": n,
-            "dim": dim,
-            "threads": threads,
-            "way": way,
-            "ms": milliseconds(times, way),
-            "over_svdvals": over.median,
-            "over_svdvals_p10": over.low,
-            "over_svdvals_p90": over.high,
-        }
-        for way in times
-        for over in [ratio(times, way, SVD)]
+        {**settings, "way": way, "ms": milliseconds(times, way), "over_svdvals": over.median}
+        | {"over_svdvals_p10": over.low, "over_svdvals_p90": over.high}
+        for way, over in found.items()
     ]
 
 
-def update_cost(threads: int, rounds: int, device: str) -> tuple[Ratio, list[Any]]:
+def update_cost(threads: int, rounds: int, device: str) -> tuple[Ratio, Row]:
     """Taking in a batch over the forward pass of IRMAE's encoder for MNIST that made it."""
     _set_threads(threads)
     encoder = convolutional_autoencoder(channels=1).encoder.eval().to(device)
@@ -124,10 +116,12 @@ def update_cost(threads: int, rounds: int, device: str) -> tuple[Ratio, list[Any
         times = interleave({"update": updates, "forward": forwards}, rounds=rounds, budget=60, clock=_clock())
     _set_threads(1)
     found = ratio(times, "update", "forward")
-    return found, [threads, milliseconds(times, "update") / 8, milliseconds(times, "forward") / 8, found]
+    row = {"threads": threads, "update, ms": milliseconds(times, "update") / 8}
+    row |= {"encoder forward, ms": milliseconds(times, "forward") / 8, "update / forward": found}
+    return found, row
 
 
-def exchanged_bytes(n: int, dim: int) -> tuple[int, int]:
+def exchanged_bytes(n: int, dim: int) -> Row:
     """Bytes that a process gives to the others, and those of its latents."""
     sent = []
 
@@ -138,10 +132,12 @@ def exchanged_bytes(n: int, dim: int) -> tuple[int, int]:
     metric = LatentSpectrum(dim, dist_sync_fn=gather, distributed_available_fn=lambda: True)
     metric.update(torch.randn(2048, dim))
     metric.compute()
-    return sum(sent), 4 * n * dim
+    all_of_them = 4 * n * dim
+    row = {"rows a process": n, "dim": dim, "LatentSpectrum": sum(sent), "gathering the latents": all_of_them}
+    return row | {"ratio": f"1 : {all_of_them / sum(sent):.0f}"}
 
 
-def where_to_decompose() -> str:
+def where_to_decompose() -> list[Row]:
     """``eigvalsh`` of a matrix on the GPU: there, or copied to the CPU and its values back."""
     table = []
     for dim in (32, 64, 128, 256, 512, 1024, 2048):
@@ -152,8 +148,9 @@ def where_to_decompose() -> str:
             "on the CPU": lambda scatter=scatter: torch.linalg.eigvalsh(scatter.cpu()).to("cuda"),
         }
         times = interleave(ways, budget=10)
-        table.append([dim, milliseconds(times, "there"), ratio(times, "on the CPU", "there")])
-    return report.markdown(["dim", "on the GPU, ms", "CPU / GPU"], table)
+        ours = {"dim": dim, "on the GPU, ms": milliseconds(times, "there")}
+        table.append(ours | {"CPU / GPU": ratio(times, "on the CPU", "there")})
+    return table
 
 
 def _peak_bytes(n: int, dim: int) -> int:
@@ -175,61 +172,68 @@ def _clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def _yes(reached: bool) -> str:
-    return "yes" if reached else "no"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rows, and nothing is written")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    args = parser.parse_args()
+def measure(
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu",
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    threads: Sequence[int] = (1, 2),
+    rows: int = 20_000,
+    rounds: int = 21,
+) -> study.Tables:
+    """Epochs of all sizes, of the first on two threads as well; updates; bytes that are sent."""
     _set_threads(1)
-    sizes = ((5_000, 128),) if args.quick else SIZES
-    accuracy = accuracy_of_ways(2000 if args.quick else 20_000)
-    times = {size: costs(*size, args.device) for size in sizes}
-    updates = [update_cost(threads, 3 if args.quick else 21, args.device) for threads in (1, 2)]
-    sections = [
-        "Times of one way over that of another are the median of interleaved rounds, with the middle 80 % of them; "
-        f"float32 latents in batches of {BATCH}, one thread unless said. The time of one thread of a CPU is processor "
-        "time; that of two is wall-clock, which says little where other work is on the cores. "
-        "An epoch is everything from the first batch to the singular values. What each way resolves, and the error of "
-        "its effective rank, are those of [Accuracy of the rank monitor](../monitor_accuracy/README.md): the smallest "
-        "ratio of singular values right to 10 %, and the relative error on float64 latents whose singular values fall "
-        "from 1 to 1e-7."
-    ]
-    if not args.quick:
-        sections += ["## Figures to reach", required(times[SIZES[0]], updates[0][0], accuracy)]
-    for n, dim in sizes:
-        sections += [f"## {n} x {dim}", table_of_ways(times[n, dim], n, dim, accuracy)]
-    record = [row for size, found in times.items() for row in rows_of_ways(found, *size)]
-    if not args.quick and args.device == "cpu":
-        n, dim = SIZES[0]
-        _set_threads(2)
-        found = costs(n, dim, args.device)
-        _set_threads(1)
-        sections += [f"## {n} x {dim}, two threads", table_of_ways(found, n, dim, accuracy)]
-        record += rows_of_ways(found, n, dim, threads=2)
-    header = ["threads", "update, ms", "encoder forward, ms", "update / forward"]
-    sections += [f"## Taking in a batch of {IMAGES} beside the encoder of IRMAE's network for MNIST"]
-    sections += [report.markdown(header, [row for _, row in updates]), "## Bytes that each process sends"]
-    sent = [[n, dim, *exchanged_bytes(n, dim)] for n, dim in sizes]
-    sections += [
-        report.markdown(
-            ["rows a process", "dim", "LatentSpectrum", "gathering the latents", "ratio"],
-            [[*row, f"1 : {row[3] / row[2]:.0f}"] for row in sent],
-        )
-    ]
-    if args.device == "cuda":
-        sections += ["## Where to decompose", where_to_decompose()]
-    body = "\n\n".join(sections)
-    print(body)
-    if args.quick:
-        return
-    name = "monitor" if args.device == "cpu" else "monitor_cuda"
-    report.write_csv(name, "epochs.csv", record)
-    print(report.write(name, "Cost of the rank monitor", body))
+    accuracy = accuracy_of_ways(rows)
+    jobs = [(1, *size) for size in sizes] + [(2, *sizes[0])] * (2 in threads and device == "cpu")
+    times = {}
+    for job in jobs:
+        _set_threads(job[0])
+        times[job] = costs(*job[1:], device)
+    _set_threads(1)
+    updates = [update_cost(number, rounds, device) for number in (1, 2)]
+    tables = {
+        "epochs": [row for job, found in times.items() for row in record(found, *job)],
+        "ways": [row for job, found in times.items() for row in ways_of(found, *job, accuracy)],
+        "required": reached(times[jobs[0]], *sizes[0], updates[0][0], accuracy[OURS]),
+        "updates": [row for _, row in updates],
+        "sent": [exchanged_bytes(*size) for size in sizes],
+    }
+    return tables | ({"decomposition": where_to_decompose()} if device == "cuda" else {})
 
 
+def text(ways: Rows, required: Rows, updates: Rows, sent: Rows, decomposition: Rows = ()) -> str:
+    """The report."""
+    of_sizes = "\n\n".join(
+        f"## {size}\n\n{markdown([{k: v for k, v in row.items() if k != 'size'} for row in where(ways, size=size)])}"
+        for size in different(ways, "size")
+    )
+    return f"""Times of one way over that of another are the median of interleaved rounds, with the middle 80 % of them;
+float32 latents in batches of {BATCH}, one thread unless said. The time of one thread of a CPU is processor time; that
+of two is wall-clock, which says little where other work is on the cores. An epoch is everything from the first batch to
+the singular values. What each way resolves, and the error of its effective rank, are those of
+[Accuracy of the rank monitor](../monitor_accuracy/README.md): the smallest ratio of singular values right to 10 %, and
+the relative error on float64 latents whose singular values fall from 1 to 1e-7.
+
+## Figures to reach
+
+{markdown(required)}
+
+{of_sizes}
+
+## Taking in a batch of {IMAGES} beside the encoder of IRMAE's network for MNIST
+
+{markdown(updates)}
+
+## Bytes that each process sends
+
+{markdown(sent)}""" + (f"\n\n## Where to decompose\n\n{markdown(decomposition)}" if decomposition else "")
+
+
+STUDY = study.Study(
+    name=lambda device: "monitor" if device == "cpu" else "monitor_cuda",
+    title="Cost of the rank monitor",
+    measure=measure,
+    text=text,
+    quick={"sizes": ((5_000, 128),), "threads": (1,), "rows": 2000, "rounds": 3},
+    flags={"device": "that is measured"},
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,15 +1,15 @@
 """How exact the spectrum of LatentSpectrum is, beside other ways to get one.
 
-The truth is NumPy's SVD, in float64, of all rows at once. ``--quick`` takes fewer rows and writes nothing.
+The truth is NumPy's SVD, in float64, of all rows at once.
 """
 
-import argparse
 import resource
 import time
 
 import numpy as np
-import report
+import study
 import torch
+from tables import Row, Rows, markdown
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -113,7 +113,7 @@ def resolved(n: int, offset: float) -> dict[str, float]:
     return smallest
 
 
-def wide(dim: int, n: int = 8192) -> str:
+def wide(dim: int, n: int = 8192) -> list[Row]:
     """Time and memory at a width."""
     metric = LatentSpectrum(dim)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -123,41 +123,47 @@ def wide(dim: int, n: int = 8192) -> str:
     metric.as_moments()
     accumulated = time.perf_counter() - start
     metric.compute()
+    decomposed = time.perf_counter() - start - accumulated
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     state = metric.scatter.nbytes / 2**20
-    row = [dim, n, accumulated, time.perf_counter() - start - accumulated, state, more, f"{more / state:.1f}"]
-    header = ["dim", "rows", "taking in, s", "decomposing, s", "state, MiB", "peak above start, MiB", "peak / state"]
-    return report.markdown(header, [row])
+    row = {"dim": dim, "rows": n, "taking in, s": accumulated, "decomposing, s": decomposed, "state, MiB": state}
+    return [row | {"peak above start, MiB": more, "peak / state": f"{more / state:.1f}"}]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rows, and nothing is written")
-    parser.add_argument("--dim", type=int, default=4096, help="the width to measure time and memory at")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(rows: int = 20_000, dim: int = 4096) -> study.Tables:
+    """How exact each way is, and what a wide layer takes."""
     threadpool_limits(1)  # NumPy's
-    n, dim = (2000, 256) if args.quick else (20_000, args.dim)
-    body = "\n\n".join(
-        [
-            f"Relative error of the effective rank over {n} rows of width 128, in batches of {BATCH}; the truth is "
-            "NumPy's SVD of all rows in float64. The queue holds other rows than the whole split: part of its error.",
-            report.markdown(
-                ["latents", "true effective rank", *WAYS],
-                [[case, truth, *found.values()] for case in CASES for truth, found in [errors(n, case)]],
-            ),
-            "Smallest ratio of a singular value to the largest that is right to 10 %, all larger ones included:",
-            report.markdown(
-                ["latents", *WAYS], [[f"offset {offset:g}", *resolved(n, offset).values()] for offset in (0.0, 100.0)]
-            ),
-            "A wide layer, float32 latents, batches of 256:",
-            wide(dim),
-        ]
-    )
-    print(body)
-    if not args.quick:
-        print(report.write("monitor_accuracy", "Accuracy of the rank monitor", body))
+    found = {case: errors(rows, case) for case in CASES}
+    return {
+        "errors": [{"latents": case, "true effective rank": truth, **off} for case, (truth, off) in found.items()],
+        "resolved": [{"latents": f"offset {offset:g}", **resolved(rows, offset)} for offset in (0.0, 100.0)],
+        "wide": wide(dim),
+    }
 
 
+def text(errors: Rows, resolved: Rows, wide: Rows, rows: int) -> str:
+    """The report."""
+    return f"""Relative error of the effective rank over {rows} rows of width 128, in batches of {BATCH}; the truth is
+NumPy's SVD of all rows in float64. The queue holds other rows than the whole split: part of its error.
+
+{markdown(errors)}
+
+Smallest ratio of a singular value to the largest that is right to 10 %, all larger ones included:
+
+{markdown(resolved)}
+
+A wide layer, float32 latents, batches of 256:
+
+{markdown(wide)}"""
+
+
+STUDY = study.Study(
+    name="monitor_accuracy",
+    title="Accuracy of the rank monitor",
+    measure=measure,
+    text=text,
+    quick={"rows": 2000, "dim": 256},
+    flags={"dim": "the width to measure time and memory at"},
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

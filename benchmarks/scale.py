@@ -2,20 +2,19 @@
 
 The processes are real, over gloo, on the cores that there are: what they hold and send is that of any machine, their
 time is not. ``--before REVISION`` measures the package of that git revision beside this one, in the same processes.
-``--quick`` takes small sizes and writes nothing.
 """
 
-import argparse
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
-import report
+import study
 import torch
 from checkpoints import checkpoint_bytes
 from gloo import exchange, in_processes
 from revision import load_revision
+from tables import Row, Rows, markdown, spread
 from threadpoolctl import threadpool_limits
 from timing import interleave, milliseconds, ratio
 from torch import Tensor
@@ -25,46 +24,40 @@ from lightning_rank.functional.moments import upper_strips
 
 MIB = 2**20
 MEMORY = 6 * 2**30  # of all processes together; what would take more is not run
-EPOCH, BATCHES = (100_000, 128), (256, 500, 1024)
+BATCHES = (256, 500, 1024)
 Versions = dict[str, ModuleType]
 
 
-def table_of_processes(versions: Versions, world_sizes: list[int], dims: list[int]) -> str:
+def of_processes(versions: Versions, world_sizes: Sequence[int], dims: Sequence[int]) -> list[Row]:
     """One layer, against processes and width."""
     rows = []
-    for dim in dims:
+    for dim, world_size in [(dim, world_size) for dim in dims for world_size in world_sizes]:
         state = 8 * dim**2
-        for world_size in world_sizes:
-            row: list[object] = [dim, state / MIB, world_size]
-            for package in versions.values():
-                gathers = not hasattr(package.metrics, "synchronize")
-                held = state * (2 * world_size + 4 if gathers else 6)
-                if held * world_size > MEMORY:
-                    row += ["not run", "", ""]
-                    continue
-                seconds, peak, _, sent = zip(*in_processes(world_size, exchange, package, [dim]), strict=True)
-                row += [max(peak) / MIB, sent[0] / MIB, 1000 * max(seconds)]
-            rows.append(row)
-    header = ["dim", "state, MiB", "processes"]
-    for version in versions:
-        header += [f"{version}: peak above state, MiB", "sent by each, MiB", "ms"]
-    return report.markdown(header, rows)
+        row: Row = {"dim": dim, "state, MiB": state / MIB, "processes": world_size}
+        for version, package in versions.items():
+            gathers = not hasattr(package.metrics, "synchronize")
+            titles = [f"{version}: {what}" for what in ("ms", "peak above state, MiB", "sent by each, MiB")]
+            if state * (2 * world_size + 4 if gathers else 6) * world_size > MEMORY:
+                row |= dict.fromkeys(titles, "not run")
+                continue
+            seconds, peak, _, sent = zip(*in_processes(world_size, exchange, package, [dim]), strict=True)
+            row |= dict(zip(titles, (1000 * max(seconds), max(peak) / MIB, sent[0] / MIB), strict=True))
+        rows.append(row)
+    return rows
 
 
-def table_of_layers(versions: Versions, counts: list[int]) -> str:
+def of_layers(versions: Versions, counts: Sequence[int]) -> list[Row]:
     """Several layers of different widths, two processes."""
     rows = []
     for count in counts:
         dims = [(64, 128, 256, 512)[index % 4] for index in range(count)]
-        row: list[object] = [count]
-        for package in versions.values():
+        row: Row = {"layers": count}
+        for version, package in versions.items():
             seconds, peak, calls, sent = zip(*in_processes(2, exchange, package, dims), strict=True)
-            row += [calls[0], sent[0] / MIB, max(peak) / MIB, 1000 * max(seconds)]
+            row |= {f"{version}: collectives": calls[0], f"{version}: sent by each, MiB": sent[0] / MIB}
+            row |= {f"{version}: peak above state, MiB": max(peak) / MIB, f"{version}: ms": 1000 * max(seconds)}
         rows.append(row)
-    header = ["layers"]
-    for version in versions:
-        header += [f"{version}: collectives", "sent by each, MiB", "peak above state, MiB", "ms"]
-    return report.markdown(header, rows)
+    return rows
 
 
 def epoch(package: ModuleType, rows: Tensor, batch: int) -> Callable[[], object]:
@@ -96,44 +89,43 @@ def epochs(rank: int, versions: Versions, n: int, dim: int, threads: int, budget
     return interleave(ways, rounds=9, budget=budget, clock=clock)
 
 
-def table_of_epochs(versions: Versions, n: int, dim: int, runs: int, budget: float) -> str:
+def of_epochs(versions: Versions, n: int, dim: int, runs: int, budget: float) -> list[Row]:
     """The epoch with figures to reach, in several runs."""
     rows = []
     for threads in (1, 2):
         found = [
             in_processes(1, epochs, versions, n, dim, threads, budget)[0] for _ in range(runs if threads == 1 else 1)
         ]
+
+        def over(way: str, other: str, found: list[dict[str, Tensor]] = found) -> str:
+            return spread([ratio(times, way, other).median for times in found])
+
         for batch in BATCHES:
-            row: list[object] = [threads, batch]
+            row: Row = {"threads": threads, "batch": batch}
             for version in versions:
-                for over in ("product", "svdvals"):
-                    row.append(report.spread([ratio(times, f"{version}, {batch}", over).median for times in found]))
+                row |= {f"{version} / {way}": over(f"{version}, {batch}", way) for way in ("product", "svdvals")}
             if len(versions) > 1:
-                row.append(report.spread([ratio(t, f"now, {batch}", f"before, {batch}").median for t in found]))
+                row["now / before"] = over(f"now, {batch}", f"before, {batch}")
             rows.append(row)
-    header = ["threads", "batch", *(f"{version} / {way}" for version in versions for way in ("product", "svdvals"))]
-    return report.markdown(header + ["now / before"] * (len(versions) > 1), rows)
+    return rows
 
 
-def table_of_widths(versions: Versions, dims: list[int], most_run: int, budget: float) -> str:
+def of_widths(versions: Versions, dims: Sequence[int], most_run: int, budget: float) -> list[Row]:
     """Taking in rows in batches of 256, and what is held and sent."""
     rows = []
     for dim in dims:
-        buffered, message = max(2048, dim), _message(dim)
-        held = 8 * dim * (dim + buffered)
-        row: list[object] = [dim, 8 * dim**2 / MIB, held / MIB, message / MIB]
-        if dim > most_run:
-            rows.append(row + ["not run"] * len(versions))
-            continue
-        latents = torch.randn(max(4096, dim), dim)
-        wide = latents.double()
-        ways: dict[str, Callable[[], object]] = {"product": lambda wide=wide: wide.T @ wide}
-        for version, package in versions.items():
-            ways[version] = _taking_in(package, latents)
-        times = interleave(ways, rounds=7, budget=budget, clock=time.process_time)
-        rows.append(row + [ratio(times, version, "product") for version in versions])
-    header = ["dim", "state, MiB", "state and buffer, MiB", "message, MiB", *(f"{v} / product" for v in versions)]
-    return report.markdown(header, rows)
+        held = 8 * dim * (dim + max(2048, dim))
+        row: Row = {"dim": dim, "state, MiB": 8 * dim**2 / MIB, "state and buffer, MiB": held / MIB}
+        row["message, MiB"] = _message(dim) / MIB
+        times: dict[str, Tensor] = {}
+        if dim <= most_run:
+            latents = torch.randn(max(4096, dim), dim)
+            wide = latents.double()
+            ways: dict[str, Callable[[], object]] = {"product": lambda wide=wide: wide.T @ wide}
+            ways |= {version: _taking_in(package, latents) for version, package in versions.items()}
+            times = interleave(ways, rounds=7, budget=budget, clock=time.process_time)
+        rows.append(row | {f"{v} / product": ratio(times, v, "product") if times else "not run" for v in versions})
+    return rows
 
 
 def _message(dim: int) -> int:
@@ -150,86 +142,132 @@ def _taking_in(package: ModuleType, latents: Tensor) -> Callable[[], object]:
     return call
 
 
-def table_of_positions(size: int) -> str:
+def of_positions(size: int) -> list[Row]:
     """An update with latents ``(64, 64, size, size)``."""
     latents = torch.randn(64, 64, size, size)
     shares = [None, 16384, 4096, 1024]
     spectra = {share: lightning_rank.metrics.LatentSpectrum(64, max_rows=share) for share in shares}
     ways = {str(share): lambda spectrum=spectrum: spectrum.update(latents) for share, spectrum in spectra.items()}
     times = interleave(ways, rounds=5, clock=time.process_time)
-    rows: list[list[object]] = []
+    rows = []
     for share, spectrum in spectra.items():
         spectrum.reset()
         spectrum.update(latents)
-        rows.append([share, int(spectrum.samples), milliseconds(times, str(share)), ratio(times, str(share), "None")])
-    return report.markdown(["max_rows", "rows that count", "update, ms", "over all rows"], rows)
+        row = {"max_rows": share, "rows that count": int(spectrum.samples)}
+        row["update, ms"] = milliseconds(times, str(share))
+        rows.append(row | {"over all rows": ratio(times, str(share), "None")})
+    return rows
 
 
-def table_of_checkpoints(versions: Versions, dim: int, at: list[int], beyond: int) -> str:
+def of_checkpoints(versions: Versions, dim: int, at: Sequence[int], beyond: int) -> list[Row]:
     """What the monitor adds to every checkpoint; ``beyond`` is on the line through the last two."""
-    found = [in_processes(1, checkpoint_bytes, package, dim, at)[0] for package in versions.values()]
-    rows = [[str(n), *(sizes[index] / MIB for sizes in found)] for index, n in enumerate(at)]
-    slopes = [(sizes[-1] - sizes[-2]) / (at[-1] - at[-2]) for sizes in found]
-    far = [(sizes[-1] + slope * (beyond - at[-1])) / MIB for sizes, slope in zip(found, slopes, strict=True)]
-    rows.append([f"{beyond}, computed", *far])
-    return report.markdown(["epochs", *(f"{version}, MiB" for version in versions)], rows)
+    found = {version: in_processes(1, checkpoint_bytes, package, dim, at)[0] for version, package in versions.items()}
+    rows = [
+        {"epochs": str(n)} | {f"{version}, MiB": sizes[index] / MIB for version, sizes in found.items()}
+        for index, n in enumerate(at)
+    ]
+    far: Row = {"epochs": f"{beyond}, computed"}
+    for version, sizes in found.items():
+        slope = (sizes[-1] - sizes[-2]) / (at[-1] - at[-2])
+        far[f"{version}, MiB"] = (sizes[-1] + slope * (beyond - at[-1])) / MIB
+    return [*rows, far]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, and nothing is written")
-    parser.add_argument("--before", metavar="REVISION", help="a git revision to measure beside this version")
-    args = parser.parse_args()
+def measure(
+    before: str | None = None,
+    epoch_size: tuple[int, int] = (100_000, 128),
+    runs: int = 3,
+    budget: float = 60,
+    world_sizes: Sequence[int] = (1, 2, 4, 8, 16),
+    dims: Sequence[int] = (256, 1024, 2048),
+    counts: Sequence[int] = (1, 2, 4, 8, 16),
+    widths: Sequence[int] = tuple(2**power for power in range(6, 14)),
+    image_size: int = 32,
+    width: int = 64,
+    at: Sequence[int] = (10, 100, 1000),
+    beyond: int = 10_000,
+) -> study.Tables:
+    """All that grows, one after the other, on one thread unless said."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
     threadpool_limits(1)
-    versions = {"before": load_revision(args.before)} if args.before else {}
+    versions = {"before": load_revision(before)} if before else {}
     versions["now"] = lightning_rank
-    quick = args.quick
-    n, dim = (4000, 32) if quick else EPOCH
-    budget, size, width = (0.5, 8, 16) if quick else (60, 32, 64)
-    told = f"; *before* is the package of revision {args.before}, in the same processes" if args.before else ""
-    sections = []
-
-    def section(title: str, text: str, table: str) -> None:
-        sections.append(f"## {title}\n\n{text}\n\n{table}")
-        print(sections[-1], end="\n\n", flush=True)
-
-    section(
-        f"An epoch of {n} x {dim}",
-        "Over one float64 product of all rows with themselves, and over all rows kept and `svdvals` in float32; "
-        "medians of separate runs, with the smallest and the largest of them. Of two threads there is one run, of "
-        "wall-clock time, which says little where other work is on the cores.",
-        table_of_epochs(versions, n, dim, 1 if quick else 3, budget),
-    )
-    section(
-        "Processes",
-        "One layer is synchronized. The peak is that of the process with the largest; what is sent is counted as if "
-        "collectives went round a ring. All processes share the cores, so that time is only a bound.",
-        table_of_processes(versions, [2] if quick else [1, 2, 4, 8, 16], [64] if quick else [256, 1024, 2048]),
-    )
-    section(
-        "Layers",
-        "Of widths 64, 128, 256, 512 in turn, two processes.",
-        table_of_layers(versions, [1, 3] if quick else [1, 2, 4, 8, 16]),
-    )
-    section(
-        "Width",
-        "Rows in batches of 256, 4096 or as many as features, over one float64 product of them, one thread; what a "
-        "process holds, and sends to another in one message. What is not run is computed.",
-        table_of_widths(versions, [64, 8192] if quick else [2**power for power in range(6, 14)], 2048, budget),
-    )
-    section("Positions", f"One update of 64 images of 64 x {size} x {size}.", table_of_positions(size))
-    section(
-        "Epochs",
-        f"What the monitor adds to a checkpoint, {width} latents, by `torch.save`.",
-        table_of_checkpoints(versions, width, [1, 3] if quick else [10, 100, 1000], 10 if quick else 10_000),
-    )
-    if not quick:
-        head = f"What spectra cost as things grow{told}. Ratios are medians of interleaved rounds. "
-        head += "Times of one thread are processor time."
-        print(report.write("scale", "Costs that grow", "\n\n".join([head, *sections])))
+    return {
+        "epochs": of_epochs(versions, *epoch_size, runs, budget),
+        "processes": of_processes(versions, world_sizes, dims),
+        "layers": of_layers(versions, counts),
+        "widths": of_widths(versions, widths, 2048, budget),
+        "positions": of_positions(image_size),
+        "checkpoints": of_checkpoints(versions, width, at, beyond),
+    }
 
 
+def text(
+    epochs: Rows,
+    processes: Rows,
+    layers: Rows,
+    widths: Rows,
+    positions: Rows,
+    checkpoints: Rows,
+    before: str | None,
+    epoch_size: tuple[int, int],
+    image_size: int,
+    width: int,
+) -> str:
+    """The report."""
+    told = f"; *before* is the package of revision {before}, in the same processes" if before else ""
+    return f"""What spectra cost as things grow{told}. Ratios are medians of interleaved rounds. Times of one thread are
+processor time.
+
+## An epoch of {epoch_size[0]} x {epoch_size[1]}
+
+Over one float64 product of all rows with themselves, and over all rows kept and `svdvals` in float32; medians of
+separate runs, with the smallest and the largest of them. Of two threads there is one run, of wall-clock time, which
+says little where other work is on the cores.
+
+{markdown(epochs)}
+
+## Processes
+
+One layer is synchronized. The peak is that of the process with the largest; what is sent is counted as if collectives
+went round a ring. All processes share the cores, so that time is only a bound.
+
+{markdown(processes)}
+
+## Layers
+
+Of widths 64, 128, 256, 512 in turn, two processes.
+
+{markdown(layers)}
+
+## Width
+
+Rows in batches of 256, 4096 or as many as features, over one float64 product of them, one thread; what a process holds,
+and sends to another in one message. What is not run is computed.
+
+{markdown(widths)}
+
+## Positions
+
+One update of 64 images of 64 x {image_size} x {image_size}.
+
+{markdown(positions)}
+
+## Epochs
+
+What the monitor adds to a checkpoint, {width} latents, by `torch.save`.
+
+{markdown(checkpoints)}"""
+
+
+STUDY = study.Study(
+    name="scale",
+    title="Costs that grow",
+    measure=measure,
+    text=text,
+    quick={"epoch_size": (4000, 32), "runs": 1, "budget": 0.5, "world_sizes": [2], "dims": [64], "counts": [1, 3]}
+    | {"widths": [64, 8192], "image_size": 8, "width": 16, "at": [1, 3], "beyond": 10},
+    flags={"before": "a git revision to measure beside this version"},
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

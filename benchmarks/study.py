@@ -82,7 +82,7 @@ class Study:
         if not tables:
             return
         minutes = (time.perf_counter() - start) / 60
-        known = {name.replace(".", "_"): value for name, value in {**tables, **sizes}.items()}
+        known = {name.replace(".", "_"): value for name, value in {**sizes, **tables}.items()}
         known["verdict"] = _given(self.verdict, known)
         body = wrapped(_given(self.text, known))
         print(body)

@@ -1,23 +1,17 @@
-"""What a whole training costs with the bottleneck and both callbacks, over the same training without.
+"""What a whole training costs with the bottleneck and both callbacks, over the same training without."""
 
-``--quick`` trains on fewer images and writes nothing.
-"""
-
-import argparse
 import logging
-import sys
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 
-import report
+import study
 import torch
 from lightning.pytorch import Trainer
+from tables import Row, Rows, markdown, where
 from timing import interleave, milliseconds, ratio
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer.autoencoders import convolutional_autoencoder
 
 ALL = "bottleneck, DepthScaledLR, EffectiveRankMonitor"
@@ -27,6 +21,8 @@ PARTS = {
     "bottleneck, DepthScaledLR": (True, True, False),
     ALL: (True, True, True),
 }
+#: Part of the time of a training that all parts together may cost.
+REQUIRED = 0.03
 
 
 def fit(parts: tuple[bool, bool, bool], images: int, epochs: int, depth: int) -> None:
@@ -48,46 +44,62 @@ def fit(parts: tuple[bool, bool, bool], images: int, epochs: int, depth: int) ->
     ).fit(model, train, val)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer images, and nothing is written")
-    parser.add_argument("--images", type=int, default=5000, help="training images an epoch")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    if args.quick:
-        args.images, args.epochs, args.rounds = 100, 1, 3
+def measure(
+    images: int = 5000, epochs: int = 2, depth: int = 4, rounds: int = 5, threads: Sequence[int] = (1, 2)
+) -> study.Tables:
+    """Whole trainings with ever more parts, in turn."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    sections, record = [], []
-    for threads in (1,) if args.quick else (1, 2):
-        torch.set_num_threads(threads)
-        times = interleave(
-            {name: lambda on=on: fit(on, args.images, args.epochs, args.depth) for name, on in PARTS.items()},
-            rounds=args.rounds,
-            budget=3600,
-        )
-        ratios = {name: ratio(times, name, "without") for name in PARTS}
-        table = [[name, milliseconds(times, name) / 1000, ratios[name]] for name in PARTS]
-        sections += [f"## {threads} thread(s)", report.markdown(["parts", "seconds", "time / without"], table)]
-        sections += [f"All parts together cost {100 * (ratios[ALL].median - 1):.1f} %; required: at most 3 %."]
+    costs: list[Row] = []
+    record: list[Row] = []
+    for number in threads:
+        torch.set_num_threads(number)
+        ways = {name: lambda on=on: fit(on, images, epochs, depth) for name, on in PARTS.items()}
+        times = interleave(ways, rounds=rounds, budget=3600)
+        costs += [
+            {"threads": number, "parts": name, "seconds": milliseconds(times, name) / 1000}
+            | {"time / without": ratio(times, name, "without")}
+            for name in PARTS
+        ]
         record += [
-            {"threads": threads, "round": turn} | {name: seconds[turn].item() for name, seconds in times.items()}
+            {"threads": number, "round": turn} | {name: seconds[turn].item() for name, seconds in times.items()}
             for turn in range(len(times[ALL]))
         ]
     torch.set_num_threads(1)
-    head = (
-        f"A whole `Trainer.fit`: IRMAE's network for MNIST (32x32, 128 latents), batch 256, {args.images} images an "
-        f"epoch and {args.images // 5} to validate on, {args.epochs} epoch(s), {args.depth} linear layers; the median "
-        f"of {args.rounds} interleaved rounds, with the middle 80 % of them."
-    )
-    body = "\n\n".join([head, *sections])
-    print(body)
-    if not args.quick:
-        report.write_csv("training_overhead", "rounds.csv", record)
-        print(report.write("training_overhead", "Cost of a whole training", body))
+    return {"costs": costs, "rounds": record}
 
 
+def verdict(costs: Rows) -> str:
+    """What all parts cost together."""
+    found = {row["threads"]: row["time / without"].median - 1 for row in where(costs, parts=ALL)}
+    told = ", ".join(f"{100 * cost:.1f} % with {number} thread(s)" for number, cost in found.items())
+    return f"All parts together cost {told}; required: at most {100 * REQUIRED:g} %."
+
+
+def text(costs: Rows, verdict: str, images: int, epochs: int, depth: int, rounds: int) -> str:
+    """The report."""
+    return f"""A whole `Trainer.fit`: IRMAE's network for MNIST (32x32, 128 latents), batch 256, {images} images an
+epoch and {images // 5} to validate on, {epochs} epoch(s), {depth} linear layers; the median of {rounds} interleaved
+rounds, with the middle 80 % of them.
+
+{markdown(costs)}
+
+{verdict}"""
+
+
+STUDY = study.Study(
+    name="training_overhead",
+    title="Cost of a whole training",
+    measure=measure,
+    text=text,
+    verdict=verdict,
+    quick={"images": 100, "epochs": 1, "rounds": 3, "threads": (1,)},
+    flags={
+        "images": "training images an epoch",
+        "epochs": "of a training",
+        "depth": "of the bottleneck",
+        "rounds": "of each way",
+    },
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

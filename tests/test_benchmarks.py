@@ -42,7 +42,7 @@ PROMISED = {
     "scale": (["threads", "batch", "now / product", "now / svdvals"], 6, "An epoch of 4000 x 32"),
     "stable_rate": (["trains", "linear layers at", "2 layers", "4 layers", "all depths"], 4, "depths: does not hold**"),
     "synthetic_recovery": (["variant", "rank found is that of the data"], 6, "**Verdict: does not hold**"),
-    "training_overhead": (["parts", "seconds", "time / without"], 4, "All parts together cost"),
+    "training_overhead": (["threads", "parts", "seconds", "time / without"], 4, "All parts together cost"),
 }
 
 
