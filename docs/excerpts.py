@@ -138,10 +138,10 @@ def _accuracy(page: Path) -> Iterable[Row]:
 
 def _processes(page: Path) -> Iterable[Row]:
     """What it takes to sum over processes, one layer of width 1,024."""
+    told = ("processes", "state, MiB", "now: peak above state, MiB", "sent by each, MiB", "now: sent by each, MiB")
     for row in rows_of("scale", "## Processes"):
         if row["dim"] == "1024":
-            told = ("processes", "state, MiB", "now: peak above state, MiB", "sent by each, MiB")
-            yield {name.removeprefix("now: "): row[name] for name in told}
+            yield {name.removeprefix("now: "): row[name] for name in told if name in row}
 
 
 def _positions(page: Path) -> Iterable[Row]:
