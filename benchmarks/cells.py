@@ -1,17 +1,14 @@
 """Settings and their runs: compared seed by seed, as text and as a picture."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from tables import Row, markdown
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer.report.tables import interval, mean_and_interval
 
 #: Name, colour and marker of each family of settings.
@@ -39,7 +36,7 @@ class Cell:
     setting: str
     depth: int
     gain: float | None
-    runs: dict[int, dict[str, Any]]
+    runs: dict[int, Row]
 
     @property
     def name(self) -> str:
@@ -66,34 +63,51 @@ def shown(cell: Cell, measure: str) -> str:
     return mean_and_interval(list(cell.values(measure).values()))
 
 
-def draw(cells: Sequence[Cell], titles: Mapping[str, str], rank: str, path: Path) -> None:
+def lead_text(lead: tuple[float, float]) -> str:
+    """Mean and half-width; a dash where too few seeds have both."""
+    return "-" if lead[0] != lead[0] else f"{lead[0]:+.2g} ± {lead[1]:.2g}"
+
+
+def table(cells: Sequence[Cell], titles: Mapping[str, str]) -> str:
+    """A row a setting: means over seeds and 95 % intervals of each measure."""
+    return markdown(
+        [
+            {"": cell.name, "seeds": len(cell.runs)} | {title: shown(cell, key) for key, title in titles.items()}
+            for cell in cells
+        ]
+    )
+
+
+def draw(cells: Sequence[Cell], titles: Mapping[str, str], rank: str) -> Figure:
     """Every measure against rank, a marker a run; collapsed latents have no rank to be drawn at."""
-    panels = [measure for measure in titles if sign(measure) and any(cell.values(measure) for cell in cells)]
-    figure = Figure(figsize=(12, 3.6 * -(-len(panels) // 3)), dpi=100, layout="constrained")
-    axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
+    figure, panels = grid([key for key in titles if sign(key) and any(cell.values(key) for cell in cells)], titles, 3)
     present = {cell.family for cell in cells}
     families = {family: look for family, look in FAMILIES.items() if family in present}
-    for axis, measure in zip(axes, panels, strict=False):
+    for measure, axis in panels.items():
         for family, (label, colour, marker) in reversed(families.items()):  # the plain network on top
             runs = [run for cell in cells if cell.family == family for run in cell.runs.values() if measure in run]
-            runs = [run for run in runs if run.get(rank, 0) > 0]
-            x, y = ([run[key] for run in runs] for key in (rank, measure))
+            x, y = ([run[key] for run in runs if run.get(rank, 0) > 0] for key in (rank, measure))
             axis.plot(x, y, marker, color=colour, label=label, markersize=5, markeredgewidth=0, alpha=0.7)
-        axis.set(xlabel=f"{titles[rank]} of the latents", ylabel=titles[measure])
+        axis.set_xlabel(f"{titles[rank]} of the latents")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
-        finish(axis, measure)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.savefig(path)
+    return figure
 
 
-def finish(axis: Axes, measure: str) -> None:
-    """Distances and errors on a logarithmic scale; a grid."""
-    if sign(measure) < 0:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
-    axis.grid(alpha=0.3)
+def grid(measures: Sequence[str], titles: Mapping[str, str], columns: int) -> tuple[Figure, dict[str, Axes]]:
+    """A panel a measure: distances and errors on a logarithmic scale, a grid."""
+    lines = -(-len(measures) // columns)
+    figure = Figure(figsize=(12, 3.4 * lines), dpi=100, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis in axes[len(measures) :]:
+        axis.set_axis_off()
+    for measure, axis in zip(measures, axes, strict=False):
+        axis.set_ylabel(titles[measure])
+        axis.grid(alpha=0.3)
+        if sign(measure) < 0:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
+    return figure, dict(zip(measures, axes, strict=False))

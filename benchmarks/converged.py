@@ -6,43 +6,31 @@ plain networks, linear layers as here over gains and depths, linear layers as in
 latents, latents cut to their leading directions, training that stops early. It measures at several stops: rank, error,
 probes with few labels and many, samples. Stopped at any time, the same command goes on from the last stop;
 ``--shard 0/2`` and ``--shard 1/2`` share the runs between two processes, and ``--report`` makes the report of what is
-there. ``--quick`` takes digits and a few short runs, and writes nothing.
+there. ``--quick`` takes digits and a few short runs.
 """
 
-import argparse
 import json
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import converged_report as findings
-import report
+import study
 import torch
 from cells import draw
 from converged_measures import Measures, both_ways, truncated
-from converged_study import (
-    BATCH_SIZE,
-    LEARNING_RATE,
-    PLAIN,
-    PLANS,
-    QUICK,
-    Plan,
-    Setting,
-    missing,
-    settings_of,
-)
+from converged_report import body, draw_over_steps, purposes
+from converged_study import BATCH_SIZE, LEARNING_RATE, PLAIN, PLANS, Plan, Setting, missing, settings_of
 from converged_verdicts import MEASURES, cells_at
+from matplotlib.figure import Figure
 from sklearn.exceptions import ConvergenceWarning
+from tables import Row, Rows
 from torch import Tensor, nn
 
 from lightning_rank.nn import LinearBottleneck
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer.files import replacing, write_whole
 
 
@@ -134,54 +122,77 @@ def measured(
     module.train()
 
 
-def rows_of(directory: Path) -> list[dict[str, Any]]:
+def rows_of(directory: Path) -> list[Row]:
     """All that was measured, whichever process did."""
     return [json.loads(path.read_text()) for path in sorted(directory.glob("*-seed*/*.json"))]
 
 
-def draw_all(plan: Plan, rows: Sequence[dict[str, Any]], steps: int, directory: Path) -> None:
-    """Both pictures."""
-    draw(cells_at(rows, steps), MEASURES, "rank/effective", directory / "against_rank.png")
-    longer = [row for row in rows if any(row.items() >= asdict(setting).items() for setting in plan.longer)]
-    findings.draw_over_steps(longer, directory / "over_steps.png")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits and a few short runs, and nothing is written")
-    parser.add_argument("--report", action="store_true", help="no training: the report of what is there")
-    parser.add_argument("--data", choices=PLANS, default="fashion_mnist")
-    parser.add_argument(
-        "--data-dir", type=Path, default="data", help="the four packed IDX files; of cifar10 folders train/ and test/"
-    )
-    parser.add_argument("--output-dir", type=Path, help="for the runs; outputs/NAME, that of the report, if not given")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th run, from the I-th")
-    parser.add_argument("--steps", type=int, help="the stop that the report is about")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(
+    data: Literal["fashion_mnist", "cifar10", "digits"] = "fashion_mnist",
+    data_dir: Path = Path("data"),
+    output_dir: Path | None = None,
+    shard: str = "0/1",
+    report: bool = False,
+    steps: int = 0,
+) -> study.Tables:
+    """Train what is missing, or report what is there; of digits, in a place that is not kept, both."""
     torch.set_flush_denormal(True)  # the moments of units that died
     warnings.simplefilter("ignore", ConvergenceWarning)  # of mixtures: what is reached is judged like any other
-    shard, shards = map(int, args.shard.split("/"))
-    plan = QUICK if args.quick else PLANS[args.data]
-    steps = args.steps or plan.stops[-1]
+    plan = PLANS[data]
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch) if args.quick else args.output_dir or Path("outputs") / plan.name
-        directory.mkdir(parents=True, exist_ok=True)
-        if not args.report:
-            measures = Measures(plan.read(args.data_dir), directory / "classifier.pt", draws=1 if args.quick else 10)
-            for setting, seed, stops in list(plan.jobs())[shard::shards]:
+        directory = Path(scratch) if data == "digits" else output_dir or Path("outputs") / plan.name
+        if not report:
+            directory.mkdir(parents=True, exist_ok=True)
+            number, shards = map(int, shard.split("/"))
+            measures = Measures(plan.read(data_dir), directory / "classifier.pt", plan.draws)
+            for setting, seed, stops in list(plan.jobs())[number::shards]:
                 run(plan, setting, seed, stops, measures, directory)
-        if args.quick or args.report:
-            rows = rows_of(directory)
-            body = findings.body(rows, steps, settings_of(plan), missing(plan, rows))
-            print(body)
-            draw_all(plan, rows, steps, directory)
-        if args.report:
-            print(report.write(plan.name, plan.title, body))
-            draw_all(plan, rows, steps, report.RESULTS / plan.name)
-            kept = ("family", "width", "depth", "gain", "seed", "steps", "train/error", "val/error", *MEASURES)
-            report.write_csv(plan.name, "runs.csv", [{key: row.get(key, "") for key in kept} for row in rows])
+            if data != "digits":
+                return {}
+        rows = rows_of(directory)
+    kept = ("family", "width", "depth", "gain", "seed", "steps", "train/error", "val/error", *MEASURES)
+    return {"runs": [{key: row.get(key, "") for key in kept} for row in rows], "rows": rows}
 
 
+def verdict(rows: Rows, data: str, steps: int) -> str:
+    """What follows for each purpose."""
+    return purposes(rows, steps or PLANS[data].stops[-1])
+
+
+def against_rank(rows: Rows, data: str, steps: int) -> Figure:
+    """Every measure against the rank at a stop."""
+    return draw(cells_at(rows, steps or PLANS[data].stops[-1]), MEASURES, "rank/effective")
+
+
+def over_steps(rows: Rows, data: str) -> Figure:
+    """Every measure over the training of what is trained longer."""
+    longer = [asdict(setting).items() for setting in PLANS[data].longer]
+    return draw_over_steps([row for row in rows if any(row.items() >= setting for setting in longer)])
+
+
+def text(rows: Rows, data: str, steps: int) -> str:
+    """The report."""
+    plan = PLANS[data]
+    return body(rows, steps or plan.stops[-1], settings_of(plan), missing(plan, rows))
+
+
+STUDY = study.Study(
+    name=lambda data: PLANS[data].name,
+    title=lambda data: PLANS[data].title,
+    measure=measure,
+    text=text,
+    verdict=verdict,
+    figures={"against_rank.png": against_rank, "over_steps.png": over_steps},
+    quick={"data": "digits", "report": False},
+    flags={
+        "data": "that is trained on",
+        "data_dir": "the four packed IDX files; of cifar10 folders train/ and test/",
+        "output_dir": "for the runs; outputs/NAME, that of the report, if not given",
+        "shard": "I/N: every N-th run, from the I-th, counted from 0",
+        "report": "no training: the report of what is there",
+        "steps": "the stop that the report is about; the last that all settings have, if not given",
+    },
+    unwritten=["rows"],
+)
 if __name__ == "__main__":
-    main()
+    STUDY.main()

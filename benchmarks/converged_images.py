@@ -1,7 +1,6 @@
 """The images that autoencoders are trained on to convergence, and a network for each: of rows, in [0, 1]."""
 
 import gzip
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer import data
 from rank_trainer.autoencoders import convolutional_autoencoder
 from rank_trainer.evaluation.probes import Labelled

@@ -1,7 +1,6 @@
 """What is measured of the latents of an autoencoder at a stop of its training."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -19,8 +18,6 @@ from lightning_rank.functional import (
     row_moments,
 )
 from lightning_rank.sampling import LatentSampler
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from rank_trainer.evaluation import sample_quality
 from rank_trainer.evaluation.probes import Labelled, linear_probe
 

@@ -1,17 +1,14 @@
 """The report on autoencoders trained to convergence, from the rows that were measured."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import converged_verdicts as verdicts
-import report
-from cells import FAMILIES, Cell, finish, shown
+from cells import FAMILIES, Cell, grid, lead_text, shown, table
 from converged_measures import CUTS
 from converged_verdicts import CONTROLS, HOLDS, JUDGED, MEASURES, MIN_SEEDS, Finding
 from matplotlib.figure import Figure
-
-Rows = Sequence[dict[str, Any]]
+from tables import Rows, markdown, spread
 
 #: Measures of one purpose, that a verdict on it wants to agree.
 PURPOSES = {
@@ -52,8 +49,11 @@ def body(rows: Rows, steps: int, settings: str, missing: str) -> str:
     parts += ["## All settings", "![Every measure against the effective rank, a marker a run](against_rank.png)"]
     parts += ["![Every measure over the steps of training, means over seeds](over_steps.png)"]
     for stop in stops[::-1]:
-        parts += [f"After {stop:,} steps:", table(verdicts.cells_at(rows, stop))]
-    parts += ["The plain network as it trains:", table(verdicts.time_line(rows, max(row["steps"] for row in rows)))]
+        parts += [f"After {stop:,} steps:", table(verdicts.cells_at(rows, stop), MEASURES)]
+    parts += [
+        "The plain network as it trains:",
+        table(verdicts.time_line(rows, max(row["steps"] for row in rows)), MEASURES),
+    ]
     return "\n\n".join(parts)
 
 
@@ -79,7 +79,7 @@ def times(rows: Rows, steps: int) -> str:
     """How long a run took."""
     taken = [row["train/seconds"] / 60 for row in rows if row["steps"] == steps and row["family"] != "truncated"]
     return (
-        f"Training to {steps:,} steps took {report.spread(taken)} minutes a run by the clock, in processes of one "
+        f"Training to {steps:,} steps took {spread(taken)} minutes a run by the clock, in processes of one "
         "thread and of the lowest priority, beside other programs and paused at times."
     )
 
@@ -96,15 +96,14 @@ def lines_at(rows: Rows, steps: int) -> dict[str, list[Cell]]:
 
 def purposes(rows: Rows, steps: int) -> str:
     """A row a purpose, a column a claim."""
-    lines = lines_at(rows, steps)
-    header = ["", *(f"best rank, {name}" for name in lines), *(f"ours over {name}" for name in CONTROL_NAMES.values())]
-    table_rows = []
+    claims = {f"best rank, {name}": partial(verdicts.best_rank, line) for name, line in lines_at(rows, steps).items()}
+    claims |= {f"ours over {title}": partial(_equal, rows, steps, name) for name, title in CONTROL_NAMES.items()}
+    made = []
     for purpose, prefix in PURPOSES.items():
         measures = [measure for measure in JUDGED if measure.startswith(prefix)]
-        found = [[verdicts.best_rank(line, measure) for measure in measures] for line in lines.values()]
-        found += [[_equal(rows, steps, name, measure) for measure in measures] for name in CONTROL_NAMES]
-        table_rows.append([purpose, *(verdicts.together(one.verdict for one in some) for some in found)])
-    return report.markdown(header, table_rows)
+        found = {claim: verdicts.together(judge(m).verdict for m in measures) for claim, judge in claims.items()}
+        made.append({"": purpose, **found})
+    return markdown(made)
 
 
 def best_ranks(rows: Rows, steps: int) -> str:
@@ -114,25 +113,28 @@ def best_ranks(rows: Rows, steps: int) -> str:
         for name, line in lines_at(rows, steps).items():
             found = verdicts.best_rank(line, measure)
             if found.best:
-                leads = "; ".join(f"{lead_text(lead)} over {end}" for end, lead in found.leads.items())
-                best = f"{found.best.name}: {shown(found.best, measure)}"
-                made.append([MEASURES[measure], name, best, shown(found.best, "rank/effective"), leads, found.verdict])
-    return report.markdown(["measure", "line", "best between the ends", "its effective rank", "leads", "verdict"], made)
+                row = {"measure": MEASURES[measure], "line": name}
+                row["best between the ends"] = f"{found.best.name}: {shown(found.best, measure)}"
+                row["its effective rank"] = shown(found.best, "rank/effective")
+                row["leads"] = "; ".join(f"{lead_text(lead)} over {end}" for end, lead in found.leads.items())
+                made.append(row | {"verdict": found.verdict})
+    return markdown(made) if made else "Too few settings."
 
 
 def over_stops(rows: Rows, stops: Sequence[int]) -> str:
     """The verdicts on a best rank at each stop, of the gains and of the widths."""
-    lines = {stop: verdicts.cells_at(rows, stop) for stop in stops}
-    made = [
-        [MEASURES[measure]]
-        + [
-            _short(verdicts.best_rank(line(cells), measure))
-            for line in (verdicts.gain_line, verdicts.width_line)
-            for cells in lines.values()
+    lines = {
+        f"{name}, {stop:,}": line(verdicts.cells_at(rows, stop))
+        for name, line in (("gains", verdicts.gain_line), ("widths", verdicts.width_line))
+        for stop in stops
+    }
+    return markdown(
+        [
+            {"measure": MEASURES[measure]}
+            | {name: _short(verdicts.best_rank(line, measure)) for name, line in lines.items()}
+            for measure in JUDGED
         ]
-        for measure in JUDGED
-    ]
-    return report.markdown(["measure", *(f"{name}, {stop:,}" for name in ("gains", "widths") for stop in stops)], made)
+    )
 
 
 def equal(rows: Rows, steps: int) -> str:
@@ -140,11 +142,11 @@ def equal(rows: Rows, steps: int) -> str:
     made = []
     for measure in JUDGED:
         best = verdicts.best_of(_ours(rows, steps), measure)
+        found = {title: _equal(rows, steps, name, measure) for name, title in CONTROL_NAMES.items()}
         if best:
-            found = [_equal(rows, steps, name, measure) for name in CONTROL_NAMES]
-            leads = [f"{lead_text(one.leads[''])}: {one.verdict}" for one in found]
-            made.append([MEASURES[measure], f"{best.name}: {shown(best, measure)}", *leads])
-    return report.markdown(["measure", "best of ours", *CONTROL_NAMES.values()], made)
+            row = {"measure": MEASURES[measure], "best of ours": f"{best.name}: {shown(best, measure)}"}
+            made.append(row | {title: f"{lead_text(one.leads[''])}: {one.verdict}" for title, one in found.items()})
+    return markdown(made) if made else "There are none of ours."
 
 
 def at_best(rows: Rows, steps: int) -> str:
@@ -152,75 +154,59 @@ def at_best(rows: Rows, steps: int) -> str:
     others = verdicts.controls(rows, steps)
     made = []
     for measure in JUDGED:
-        row = []
-        for name in CONTROL_NAMES:
+        row = {"measure": MEASURES[measure]}
+        for name, title in CONTROL_NAMES.items():
             found = verdicts.at_best(_ours(rows, steps), others[name][:-1], measure)  # without the plain network
-            row += [f"{lead_text(lead)} over {rival}: {found.verdict}" for rival, lead in found.leads.items()] or ["-"]
-        made.append([MEASURES[measure], *row])
-    return report.markdown(
-        ["measure", *(name.split(" at equal")[0].rstrip(",") for name in CONTROL_NAMES.values())], made
-    )
+            told = [f"{lead_text(lead)} over {rival}: {found.verdict}" for rival, lead in found.leads.items()]
+            row[title.split(" at equal")[0].rstrip(",")] = told[0] if told else "-"
+        made.append(row)
+    return markdown(made)
 
 
 def equal_by_gain(rows: Rows, steps: int) -> str:
     """A row a gain and control, a column a measure."""
     others = verdicts.controls(rows, steps)
     made = [
-        [cell.name, CONTROL_NAMES[name]]
-        + [lead_text(verdicts.at_equal(cell, others[name], measure, x).leads[""]) for measure in JUDGED]
+        {"ours": cell.name, "over": CONTROL_NAMES[name]}
+        | {MEASURES[m]: lead_text(verdicts.at_equal(cell, others[name], m, x).leads[""]) for m in JUDGED}
         for cell in _ours(rows, steps)
         for name, x in CONTROLS.items()
     ]
-    return report.markdown(["ours", "over", *(MEASURES[measure] for measure in JUDGED)], made)
+    return markdown(made) if made else "There are none of ours."
 
 
 def curves(rows: Rows, steps: int) -> str:
     """A row a setting of full width, a column a rank."""
     cells = verdicts.cells_at(rows, steps)
     widths = {row["width"]: cell for cell in cells if cell.family == "narrow" for row in cell.runs.values()}
-    ranks = sorted(widths)
     made = [
-        [cell.name, *(shown(cell, f"cut/{rank}/error") for rank in ranks), shown(cell, "test/error")]
+        {"": cell.name, **{f"{rank} directions": shown(cell, f"cut/{rank}/error") for rank in sorted(widths)}}
+        | {"all": shown(cell, "test/error")}
         for cell in cells
         if any(f"cut/{max(CUTS)}/error" in row for row in cell.runs.values())
     ]
-    made.append(["plain, trained at that width", *(shown(widths[rank], "test/error") for rank in ranks), "-"])
-    return report.markdown(["", *(f"{rank} directions" for rank in ranks), "all"], made)
+    trained = {f"{rank} directions": shown(widths[rank], "test/error") for rank in sorted(widths)}
+    return markdown([*made, {"": "plain, trained at that width", **trained, "all": "-"}])
 
 
-def table(cells: Sequence[Cell]) -> str:
-    """A row a setting: means over seeds and 95 % intervals."""
-    rows = [[cell.name, len(cell.runs), *(shown(cell, measure) for measure in MEASURES)] for cell in cells]
-    return report.markdown(["", "seeds", *MEASURES.values()], rows)
-
-
-def draw_over_steps(rows: Rows, path: Path) -> None:
+def draw_over_steps(rows: Rows) -> Figure:
     """Every measure over the steps of training: means over the seeds of each setting."""
     over: dict[str, list[tuple[int, Cell]]] = {}
     for stop in sorted({row["steps"] for row in rows}):
         for cell in verdicts.cells_at(rows, stop):
             over.setdefault(cell.name, []).append((stop, cell))
-    measures, ticks = ["rank/effective", *JUDGED], verdicts.stops_of(rows)
-    figure = Figure(figsize=(12, 3.2 * -(-len(measures) // 4)), dpi=100, layout="constrained")
-    axes = figure.subplots(-(-len(measures) // 4), 4, squeeze=False).flatten()
-    for axis, measure in zip(axes, measures, strict=False):
+    figure, panels = grid(["rank/effective", *JUDGED], MEASURES, 4)
+    ticks = verdicts.stops_of(rows)
+    for measure, axis in panels.items():
         for name, cells in over.items():
             points = [(stop, cell.mean(measure)) for stop, cell in cells if cell.values(measure)]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name) if points else None
-        axis.set(xlabel="steps", ylabel=MEASURES[measure], xscale="log")
+        axis.set(xlabel="steps", xscale="log")
         axis.set_xticks(ticks, [f"{stop:,}" for stop in ticks], fontsize=7)
         axis.minorticks_off()
-        finish(axis, measure)
-    for axis in axes[len(measures) :]:
-        axis.set_axis_off()
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path)
-
-
-def lead_text(lead: tuple[float, float]) -> str:
-    """Mean and half-width; a dash where too few seeds have both."""
-    return "-" if lead[0] != lead[0] else f"{lead[0]:+.2g} ± {lead[1]:.2g}"
+    return figure
 
 
 def _ours(rows: Rows, steps: int) -> list[Cell]:

@@ -55,6 +55,7 @@ class Plan:
         longer: Settings that are trained to the last stop of all.
         longest: That stop.
         seeds: Number of seeds.
+        draws: How often the labelled images of a few-label probe are drawn.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Plan:
     longer: Sequence[Setting]
     longest: int
     seeds: int
+    draws: int = 10
 
     def jobs(self) -> Iterator[tuple[Setting, int, list[int]]]:
         """Setting, seed and stops in the order of what tells most: three seeds make an interval."""
@@ -157,8 +159,7 @@ test images for what is reported, all as JPEG files. IRMAE's network in small: f
     longest=30_000,
     seeds=3,
 )
-PLANS = {"fashion_mnist": FASHION_MNIST, "cifar10": CIFAR10}
-QUICK = replace(
+DIGITS = replace(
     FASHION_MNIST,
     about="Digits. An MLP",
     read=digits,
@@ -171,7 +172,9 @@ QUICK = replace(
     longer=[PLAIN],
     longest=50,
     seeds=1,
+    draws=1,
 )
+PLANS = {"fashion_mnist": FASHION_MNIST, "cifar10": CIFAR10, "digits": DIGITS}
 
 
 def missing(plan: Plan, rows: Sequence[dict[str, Any]]) -> str:

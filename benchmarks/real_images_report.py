@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
 
-import report
-from cells import FAMILIES, Cell, interval, shown, sign
+import study
+from cells import FAMILIES, Cell, interval, lead_text, shown, sign, table
+from tables import markdown
 
 #: What is compared, and its name in the tables.
 MEASURES = {
@@ -109,23 +110,23 @@ def depth_table(cells: Sequence[Cell]) -> str:
         if some:
             at = {cell.depth: f"{shown(cell, 'rank/numerical')}; {shown(cell, 'rank/effective')}" for cell in some}
             mean, half = deepest_over_shallowest(some)
-            rows.append([label, *(at.get(depth, "-") for depth in depths), change(some), f"{mean:.3g} ± {half:.2g}"])
-    header = ["numerical; effective rank", *(f"{depth} layers" for depth in depths), "largest / smallest effective"]
-    return report.markdown([*header, f"{depths[-1]} over {depths[0]} layers, by seed"], rows)
+            row = {"numerical; effective rank": label} | {f"{depth} layers": at.get(depth, "-") for depth in depths}
+            row["largest / smallest effective"] = change(some)
+            rows.append(row | {f"{depths[-1]} over {depths[0]} layers, by seed": f"{mean:.3g} ± {half:.2g}"})
+    return markdown(rows)
 
 
 def depth_verdict(cells: Sequence[Cell], longer: Sequence[Cell]) -> str:
     """Whether the rank depends on the depth."""
-    ours = {gain: by_depth(cells, "ours", gain) for gain in gains(cells)}
-    later = {gain: by_depth(longer, "ours", gain) for gain in gains(longer)}
+    ours, later = ({gain: by_depth(some, "ours", gain) for gain in gains(some)} for some in (cells, longer))
     worst = max(change(some) for some in (*ours.values(), *later.values()))
-    verdict = "holds" if worst <= HOLDS else "holds within limits" if worst <= WITHIN_LIMITS else "does not hold here"
+    found = study.judged(worst <= HOLDS, worst <= WITHIN_LIMITS).replace("not hold", "not hold here")
     changes, after = (
         ", ".join(f"{change(some):.2f} at gain {gain:g}" for gain, some in lines.items()) for lines in (ours, later)
     )
     reach = max(sum(deepest_over_shallowest(some)) for some in ours.values())
     return (
-        f"**The rank does not depend on the depth: {verdict}.** Over the depths the mean effective rank of ours "
+        f"**The rank does not depend on the depth: {found}.** Over the depths the mean effective rank of ours "
         f"changes by a factor of {changes}; trained longer, {after}; IRMAE style by "
         f"{change(by_depth(cells, 'irmae', None)):.3g}. (Holds: {HOLDS} at most; within limits: {WITHIN_LIMITS}. Of "
         f"means, that is: the intervals of ours reach up to {reach:.2f}.)"
@@ -161,22 +162,54 @@ def optimum_verdict(purpose: str, found: Sequence[Optimum], longer: Sequence[Opt
 
 def optima_table(found: Sequence[Optimum]) -> str:
     """For each measure the best setting and its leads."""
-    rivals = list(dict.fromkeys(name for one in found for name in one.leads))
+
+    def told(one: Optimum, name: str) -> str:
+        lead = one.leads.get(name, (nan, nan))
+        return "is it" if lead is None else lead_text(lead) if name in one.leads else "not measured"
+
+    rivals = dict.fromkeys(name for one in found for name in one.leads)
     rows = []
     for one in found:
-        leads = [_lead(one.leads[name]) if name in one.leads else "not measured" for name in rivals]
-        ends = f"{_lead(one.end_leads)}{', yes' if one.end_stands_out else ''}"
-        row = [MEASURES[one.measure], one.best.name, shown(one.best, "rank/numerical"), *leads]
-        rows.append([*row, "yes" if one.stands_out else "no", ends])
-    header = ["measure", "best", "its rank", *(f"over {name}" for name in rivals), "stands out"]
-    return report.markdown([*header, "better end over the best between"], rows)
+        row = {"measure": MEASURES[one.measure], "best": one.best.name, "its rank": shown(one.best, "rank/numerical")}
+        row |= {f"over {name}": told(one, name) for name in rivals}
+        row["stands out"] = "yes" if one.stands_out else "no"
+        end = f"{lead_text(one.end_leads)}{', yes' if one.end_stands_out else ''}"
+        rows.append(row | {"better end over the best between": end})
+    return markdown(rows)
 
 
-def table(cells: Sequence[Cell]) -> str:
-    """A row a setting: means over seeds and 95 % intervals."""
-    rows = [[cell.name, len(cell.runs), *(shown(cell, m) for m in MEASURES)] for cell in cells]
-    return report.markdown(["", "seeds", *MEASURES.values()], rows)
+def optima(
+    measures: Sequence[str], depth: int, cells: Sequence[Cell], longer: Sequence[Cell]
+) -> tuple[list[Optimum], list[Optimum]]:
+    """The best of ours at one depth by each measure that there is, and that of those trained longer."""
+    line, later = (depth_line(some, depth) for some in (cells, longer))
+    probed = [measure for measure in measures if any(cell.values(measure) for cell in cells)]
+    return [optimum(m, line, cells) for m in probed], [optimum(m, later, []) for m in probed]
 
 
-def _lead(lead: tuple[float, float] | None) -> str:
-    return "is it" if lead is None else f"{lead[0]:+.2g} ± {lead[1]:.2g}"
+def verdict_of(depth: int, cells: Sequence[Cell], longer: Sequence[Cell]) -> str:
+    """All that is claimed."""
+    return "\n\n".join(
+        [
+            depth_verdict(cells, longer),
+            growth(cells, longer),
+            optimum_verdict("classification", *optima(CLASSIFICATION, depth, cells, longer)),
+            optimum_verdict("sampling", *optima(SAMPLING, depth, cells, longer)),
+        ]
+    )
+
+
+def evidence(depth: int, epochs: int, cells: Sequence[Cell], longer: Sequence[Cell]) -> str:
+    """The tables that it rests on; ``epochs`` are those of what is trained longer."""
+    found, later = optima([*CLASSIFICATION, *SAMPLING], depth, cells, longer)
+    rule = f"""From the smallest gain at {depth} layers over the larger ones to the plain network is a line from
+low rank to high. For each measure the best on it, and its lead over the line's ends and over the best of each control,
+seed by seed (positive is better). It stands out if all these intervals are above zero. A rank is called best for a
+purpose if settings between the ends stand out by all measures, and after {epochs} epochs the same ones do again,
+from the ends; that there is one does not hold if by all measures an end leads all settings between, and is not shown
+otherwise. With {max(len(cell.runs) for cell in cells)} seeds only large differences show; and the best of several is
+chosen by the same runs, which favours it."""
+    parts = ["## Does the rank depend on the depth?", depth_table(cells), f"After {epochs} epochs:"]
+    parts += [depth_table(longer), "## Is there a best rank?", rule, optima_table(found), f"After {epochs} epochs:"]
+    parts += [optima_table(later), "## All settings", table(cells, MEASURES), f"After {epochs} epochs:"]
+    return "\n\n".join([*parts, table(longer, MEASURES)])
