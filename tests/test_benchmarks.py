@@ -58,6 +58,7 @@ def test_all_studies_are_here():
     assert sorted(PROMISED) == PROGRAMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROMISED)
 def test_quick(program, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in BENCHMARKS.rglob("results/**/*")}

@@ -73,6 +73,7 @@ def test_the_default_is_seven_runs():
     ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path):
     arguments = command(tmp_path, "--logger", "none", "--max-epochs", "60", "--depths", "0", "2")
     process = subprocess.Popen(
@@ -112,6 +113,7 @@ def test_other_settings_are_other_runs(tmp_path):
     assert list(tmp_path.glob("runs/ours*/csv/version_0/metrics.csv"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_training_is_measured_and_one_killed_just_before_is_trained_again(tmp_path):
     arguments = ["--logger", "none", *QUICK, "--methods", "ours", "--output-dir", str(tmp_path)]
     (first,) = rank_sweep.main(arguments)
@@ -139,6 +141,7 @@ def test_synthetic_data_end_at_their_rank(tmp_path):
     assert result["rank/numerical"] == 8
 
 
+@pytest.mark.slow
 def test_torchrun_runs_the_whole_sweep(tmp_path):
     options = ["--logger", "none", "--devices", "2", "--strategy", "ddp", "--methods", "plain", "ours", *QUICK]
     start = command(tmp_path, *options)
@@ -218,6 +221,7 @@ def test_any_model_shows_the_rank_of_a_layer(tmp_path, monkeypatch, capsys):
     assert f"epoch   2: effective rank {history[1]['rank/effective']:.2f} of 32" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_smaller_autoencoder_is_what_the_table_says(tmp_path, capsys):
     arguments = ["--seeds", "1", "--max-epochs", "30", "--more-epochs", "20", "--output-dir", str(tmp_path)]
     rows = shrink_autoencoder.main(arguments)

@@ -125,6 +125,7 @@ def test_contrasts_without_the_method():
     assert excess > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "depth"), [(4, 2), (8, 4), (16, 16)])
 def test_coupled_decay_holds_the_rank_where_it_is_lost_without(rank, depth):
     decay = weight_decay_for_variance_cutoff(0.0077, depth)  # noise has a variance of 0.0025, the weakest signal 0.25

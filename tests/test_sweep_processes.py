@@ -30,6 +30,7 @@ def run(start: list[str], **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(start, env=environment(**variables), capture_output=True, text=True, timeout=200, check=True)
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_does(tmp_path):
     # The whole training split is a batch, so that one process and two take the same steps on the same images; the
     # gradients are those of the halves, averaged. 224 images to validate on are 112 each.
@@ -71,6 +72,7 @@ def test_the_wandb_sweep_gives_every_run_of_ours_and_irmae_once():
     assert len(runs) == len(set(runs)) == 2 * 3 * 3
 
 
+@pytest.mark.slow
 def test_a_run_of_a_wandb_sweep_is_one_wandb_run_with_two_processes(tmp_path):
     more = ["--max-epochs", "1", "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
     start = [*agents_command(grid()[-1]), *more, "--output-dir", str(tmp_path)]
@@ -93,6 +95,7 @@ def test_a_command_of_several_runs_is_no_run_of_a_wandb_sweep(tmp_path, monkeypa
         rank_sweep.main(["--output-dir", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_what_only_one_process_finds_stops_them_all(tmp_path):
     # The test split is read when training is over, and by the first process only.
     for number, split in enumerate(["train"] * 16 + ["val"] * 4 + ["test"] * 4):
@@ -117,6 +120,7 @@ class LostError(Exception):
         self.held = held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [lambda: None, "a string"], ids=["cannot be pickled", "cannot be read"])
 def test_an_exception_that_does_not_travel_fails_its_run_in_all_processes(tmp_path, held):
     (tmp_path / "out").mkdir()

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -53,13 +52,6 @@ def rows(n: int = 32, seed: int = 1) -> Tensor:
 
 def loader(n: int = 32, batch_size: int = 8, seed: int = 1) -> DataLoader:
     return DataLoader(TensorDataset(rows(n, seed)), batch_size)
-
-
-def weight_averaging() -> Callback:
-    """Lightning's, which is younger than the oldest Lightning that is promised."""
-    if not hasattr(callbacks, "WeightAveraging"):
-        pytest.skip("this Lightning has no WeightAveraging")
-    return callbacks.WeightAveraging()
 
 
 def trainer(**options: Any) -> Trainer:

@@ -87,7 +87,7 @@ def _pass_input(
     # By position as far as they are given so, else by name.
     given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
     if output is not None:
-        first, *rest = [output] if isinstance(output, int | str) else output
+        first, *rest = [output] if isinstance(output, (int, str)) else output  # torch 2.8 cannot compile a union
         if isinstance(first, int) and first not in given and 0 <= first < len(names):
             first = names[first]
         elif first in names and first not in given:

@@ -53,7 +53,7 @@ def tensor_path(value: Any, output: Output | None, where: str, kind: str = "") -
                 f"which; pass output={example!r}, for example"
             )
         return paths[0]
-    path = (output,) if isinstance(output, int | str) else tuple(output)
+    path = (output,) if isinstance(output, (int, str)) else tuple(output)  # a union cannot be compiled by torch 2.8
     try:
         _follow(value, path)
     except (AttributeError, IndexError, KeyError, TypeError):
@@ -92,7 +92,7 @@ def _with_entry(value: Any, key: int | str, inner: Any) -> Any:
             return value._replace(**{key: inner})  # pyright: ignore[reportAttributeAccessIssue]
         entries = [inner if index == key % len(value) else entry for index, entry in enumerate(value)]
         return type(value)._make(entries) if hasattr(value, "_make") else type(value)(entries)  # pyright: ignore
-    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
         return dataclasses.replace(value, **{str(key): inner})
     # Compiled code knows how to copy these two, but not copy.copy.
     known: Any = value if type(value) in (dict, list) else None

@@ -141,7 +141,7 @@ class LinearBottleneck(nn.Module):
         :func:`~lightning_rank.collapse_linear_bottleneck` puts it in their place. Alone it acts on the last axis, as
         every ``nn.Linear`` does, whatever ``feature_axis`` is here. It is trainable unless all layers are frozen.
         """
-        return self._one_layer(self.weight.detach().clone(memory_format=torch.contiguous_format))
+        return self._one_layer(self.weight.detach().contiguous())
 
     def become_one_layer(self, layer: nn.Linear) -> None:
         """Put one layer in the place of all."""
@@ -169,7 +169,7 @@ class LinearBottleneck(nn.Module):
         if input.numel() // self.dim >= self.dim:
             return _multiply([compose_linear(weights)], input, axis)
         device_type = input.device.type
-        if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
+        if device_type == "meta" or not torch.is_autocast_enabled(device_type):
             return _multiply(weights, input, axis)
         with without_autocast(device_type):
             output = _multiply(weights, input.to(weights[0].dtype), axis)

@@ -286,8 +286,18 @@ def test_frozen_layers_are_split_too_and_need_no_optimizer():
     model = tiny.tiny()
     model.encoder.linear_bottleneck.requires_grad_(False)
     trainer, _ = fit(adam, DepthScaledLR(), model=model)
-    assert [len(group["params"]) for group in trainer.optimizers[0].param_groups] == [4, 4]
-    fit(lambda model: torch.optim.Adam([*model.encoder.parameters()]), DepthScaledLR(), model=model)
+    groups = trainer.optimizers[0].param_groups
+    assert [(group["name"], group["lr"], len(group["params"])) for group in groups] == [
+        ("base", 1e-2, 4),
+        ("encoder.linear_bottleneck", 2.5e-3, 4),
+    ]
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    outside = [*model.encoder.linear_bottleneck.parameters()]
+    others = [p for p in model.parameters() if all(p is not layer for layer in outside)]
+    trainer, _ = fit(lambda model: torch.optim.Adam(others, lr=1e-2), DepthScaledLR(), model=model)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [1e-2]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("linear_bottleneck" in name), name
 
 
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf])

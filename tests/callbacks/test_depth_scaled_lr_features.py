@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     LearningRateMonitor,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -129,8 +130,7 @@ def test_stochastic_weight_averaging():
 
 @pytest.mark.parametrize("first", [True, False])
 def test_weight_averaging(first):
-    averaging = tiny.weight_averaging()
-    callbacks = [DepthScaledLR(), averaging] if first else [averaging, DepthScaledLR()]
+    callbacks = [DepthScaledLR(), WeightAveraging()] if first else [WeightAveraging(), DepthScaledLR()]
     fit(attached(), *callbacks).check(8)
 
 
@@ -347,6 +347,7 @@ def test_beside_the_monitor_and_validation():
     ratios.check(8)
 
 
+@pytest.mark.slow
 def test_fsdp2_in_two_processes_resumed_keeps_the_ratio_and_agrees_with_one(tmp_path):
     program = Path(__file__).with_name("fsdp2_program.py")
     start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

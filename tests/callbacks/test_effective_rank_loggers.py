@@ -189,6 +189,10 @@ def test_pictures_can_be_switched_off(tmp_path):
 
 def test_pictures_are_drawn_of_degenerate_spectra_too():
     zero, nan = torch.zeros(3, dtype=torch.float64), torch.full((3,), torch.nan, dtype=torch.float64)
-    for spectrum in (zero, nan, torch.tensor([1.0, 1e-30, 0.0], dtype=torch.float64)):
-        spectrum_figure(spectrum, "title", 0).canvas.draw()
-        waterfall_figure([spectrum], [0], "epoch", "title").canvas.draw()
+    steep = torch.tensor([1.0, 1e-30, 0.0], dtype=torch.float64)
+    for spectrum, drawn in ((zero, [1e-8] * 3), (nan, [1e-8] * 3), (steep, [1, 1e-8, 1e-8])):
+        curve, waterfall = spectrum_figure(spectrum, "title", 0), waterfall_figure([spectrum], [0], "epoch", "title")
+        assert list(curve.axes[0].lines[0].get_ydata()) == pytest.approx(drawn)
+        assert waterfall.axes[0].images[0].get_array()[0].tolist() == pytest.approx(drawn)
+        for figure in (curve, waterfall):
+            figure.canvas.draw()

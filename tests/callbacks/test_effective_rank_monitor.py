@@ -9,7 +9,7 @@ import reference
 import tiny
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -210,8 +210,11 @@ def test_what_runs_after_the_epochs_batches_does_not_count(first):
 
     monitor = EffectiveRankMonitor()
     trainer = tiny.trainer(callbacks=[AtEpochEnd(), monitor] if first else [monitor, InForward()], max_epochs=1)
-    trainer.fit(tiny.tiny(), tiny.loader(), tiny.loader(53, 10))
+    model = tiny.tiny()
+    trainer.fit(model, tiny.loader(), tiny.loader(53, 10))
     assert monitor.history[0]["rank/samples"] == 53
+    expected = torch.tensor(reference.deviations(latents_of(model, tiny.rows(53))))
+    torch.testing.assert_close(monitor.singular_values["linear_bottleneck"], expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("outcome", ["success", "exception"])
@@ -262,7 +265,7 @@ def test_averaged_weights_are_monitored_when_they_are_what_is_validated():
 
     seen = Averaged()
     monitor = EffectiveRankMonitor()
-    trainer = tiny.trainer(callbacks=[monitor, tiny.weight_averaging(), seen], max_epochs=3)
+    trainer = tiny.trainer(callbacks=[monitor, WeightAveraging(), seen], max_epochs=3)
     trainer.fit(tiny.tiny(), tiny.loader(), tiny.loader(53, 10, seed=2))
     expected = reference.effective_rank(reference.deviations(seen.latents))
     assert monitor.history[-1]["rank/effective"] == pytest.approx(expected, rel=1e-6)
@@ -317,6 +320,8 @@ def test_code_compiled_for_an_equal_module_without_the_hooks_is_not_used():
     model.encoder = torch.compile(model.encoder, backend="eager")
     _, _, monitor = fit(model, EffectiveRankMonitor("encoder"), max_epochs=1)
     assert monitor.history[0]["rank/samples"] == 53
+    expected = torch.tensor(reference.deviations(latents_of(model, tiny.rows(53, seed=2))))
+    torch.testing.assert_close(monitor.singular_values["encoder"], expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("offset", [0.0, 3.0, 10.0])
@@ -358,8 +363,16 @@ def test_a_logger_without_pictures_gets_the_numbers(tmp_path):
 
 
 def test_autocast_latents_are_read_as_they_are():
-    _, _, monitor = fit(precision="bf16-mixed", max_epochs=1)
-    assert monitor.history[0]["rank/samples"] == 53
+    model, monitor, seen = tiny.tiny(), EffectiveRankMonitor(), []
+    model.encoder.linear_bottleneck.register_forward_hook(lambda module, args, latents: seen.append(latents))
+    trainer = tiny.trainer(precision="bf16-mixed", callbacks=[monitor])
+    trainer.validate(model, tiny.loader(53, 10, seed=2), verbose=False)
+    latents = torch.cat(seen)
+    assert latents.dtype == torch.bfloat16
+    expected = torch.tensor(reference.deviations(latents.double().numpy()))
+    # Multiplied in bfloat16, as autocast does, they would be off by 1e-2, in float32 by 1e-7.
+    torch.testing.assert_close(monitor.singular_values["linear_bottleneck"], expected, rtol=1e-10, atol=0)
+    assert trainer.callback_metrics["rank/samples"] == 53
 
 
 def test_bad_layers_are_refused():

@@ -267,6 +267,7 @@ def test_early_stopping_and_checkpoints_watch_the_rank_in_two_processes(tmp_path
     assert 1 < ends[0][1] <= tiny.DIM
 
 
+@pytest.mark.slow
 def test_the_example_configuration_runs_from_the_command_line(tmp_path):
     examples = Path(__file__).parents[2] / "examples"
     arguments = ["fit", "--config", str(examples / "lightning_cli.yaml"), "--trainer.max_epochs", "2"]

@@ -317,9 +317,12 @@ def test_a_map_without_a_batch_is_refused():
 def test_it_attaches_to_a_childs_child():
     net = Net(nn.Sequential(nn.Linear(10, 8), nn.Linear(8, 6)), nn.Linear(6, 10))
     attach_linear_bottleneck(net, "encoder.0", dim=8, depth=2)
-    x = torch.randn(3, 10)
-    net(x).sum().backward()
-    assert all(layer.weight.grad is not None for layer in net.encoder[0].linear_bottleneck.layers)
+    x, inner = torch.randn(3, 10), net.encoder[0].linear_bottleneck
+    output = net(x)
+    first = nn.functional.linear(x, net.encoder[0].weight, net.encoder[0].bias)
+    torch.testing.assert_close(output, net.decoder(net.encoder[1](first @ inner.weight.T)))
+    output.sum().backward()
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in inner.layers)
 
 
 class Looping(nn.Sequential):

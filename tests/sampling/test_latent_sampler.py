@@ -57,15 +57,24 @@ def test_samples_lie_in_the_subspace_of_rank_deficient_latents(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [2, 20])
 def test_fewer_rows_than_features_do(n, kind):
-    sampler = LatentSampler(kind=kind, n_components=2).fit(torch.randn(n, 64))
+    latents = torch.randn(n, 64)
+    sampler = LatentSampler(kind=kind, n_components=2).fit(latents)
     assert sampler.directions.shape == (64, n - 1)
-    assert sampler.sample(10).isfinite().all()
+    samples = sampler.sample(4000).double()
+    centred, spread = (samples - latents.mean(0)), (latents - latents.mean(0)).double()
+    basis = torch.linalg.svd(spread, full_matrices=False).Vh[: n - 1]
+    torch.testing.assert_close(centred @ basis.T @ basis, centred, rtol=1e-4, atol=1e-4)
+    # As wide as the rows are spread, in all.
+    assert centred.square().sum(1).mean().item() == pytest.approx(spread.square().sum(1).mean().item(), rel=0.1)
 
 
 def test_a_rank_beyond_that_of_the_latents_takes_the_directions_that_there_are():
     latents = low_rank()
     assert LatentSampler(rank=32).fit(latents).directions.shape == (32, 3)
-    assert LatentSampler(rank=2).fit(latents).directions.shape == (32, 2)
+    two = LatentSampler(rank=2).fit(latents).directions
+    assert two.shape == (32, 2)
+    leading = torch.linalg.svd(latents - latents.mean(0), full_matrices=False).Vh[:2].to(two.dtype)
+    torch.testing.assert_close(two @ two.T, leading.T @ leading, rtol=1e-3, atol=1e-4)
 
 
 def test_the_density_of_a_gaussian_is_that_of_scipy():
