@@ -8,6 +8,7 @@ from cells import FAMILIES, Cell, grid, lead_text, shown, table
 from converged_measures import CUTS
 from converged_verdicts import CONTROLS, HOLDS, JUDGED, MEASURES, MIN_SEEDS, Finding
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from tables import Rows, markdown, spread
 
 #: Measures of one purpose, that a verdict on it wants to agree.
@@ -203,7 +204,7 @@ def draw_over_steps(rows: Rows) -> Figure:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name) if points else None
         axis.set(xlabel="steps", xscale="log")
         axis.set_xticks(ticks, [f"{stop:,}" for stop in ticks], fontsize=7)
-        axis.minorticks_off()
+        axis.xaxis.set_minor_locator(NullLocator())
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure

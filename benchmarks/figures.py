@@ -15,14 +15,17 @@ from rank_trainer.report.plots import COLOURS
 def panels(
     rows: Rows, across: str, down: str | None = None, *, size: tuple[float, float], **options: Any
 ) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
-    """A panel for each value at a key, or each pair of values at two, with the rows that have it."""
+    """A panel for each value at a key, three in a row, or each pair of values at two, with the rows that have it."""
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     columns, lines = different(rows, across), different(rows, down) if down else [None]
-    grid = figure.subplots(len(lines), len(columns), squeeze=False, **options)
+    wide = len(columns) if down else min(len(columns), 3)
+    grid = figure.subplots(-(-len(lines) * len(columns) // wide), wide, squeeze=False, **options)
     found = []
-    for axes, (line, column) in zip(grid.flat, itertools.product(lines, columns), strict=True):
+    for axes, (line, column) in zip(grid.flat, itertools.product(lines, columns), strict=False):
         axes.set_title(f"{column}" if line is None else f"{line}, {across} {column}", fontsize=10)
         found.append((axes, where(rows, **{across: column} | ({down: line} if down else {}))))
+    for axes in grid.flat[len(found) :]:
+        axes.set_axis_off()
     return figure, found
 
 

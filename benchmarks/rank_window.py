@@ -185,7 +185,7 @@ def stops(windows: Rows) -> str:
 
 def picture(courses: Rows) -> Figure:
     """Rank against step at one seed, a panel a setting."""
-    figure, grid = panels(where(courses, seed=SEEDS[0]), "setting", size=(16, 4.4), sharex=True, sharey=True)
+    figure, grid = panels(where(courses, seed=SEEDS[0]), "setting", size=(12, 6.8), sharex=True, sharey=True)
     styles = dict(zip(DEPTHS, (":", "-.", "--", "-"), strict=True))
     for axes, some in grid:
         for row in sorted(some, key=lambda row: row["rank"]):

@@ -169,6 +169,7 @@ def test_cifar10_is_read_from_folders(tmp_path):
         "test": (20, 3072),
     }
     seen = {name: (255 * rows[:, 0]).round().int() for name, (rows, _) in images.splits.items()}
+    torch.testing.assert_close(seen["test"] / 255, images.splits["test"][0][:, 0])
     assert sorted(torch.cat([seen["train"], seen["val"]]).tolist()) == [*range(40, 50), *range(80, 90)]
     assert torch.equal(images.splits["test"][1], (seen["test"] >= 160).long())
     assert images.for_features(images.splits["val"][0]).shape == (2, 3, 32, 32)
