@@ -130,7 +130,7 @@ def rows_of(directory: Path) -> list[Row]:
 def measure(
     data: Literal["fashion_mnist", "cifar10", "digits"] = "fashion_mnist",
     data_dir: Path = Path("data"),
-    output_dir: Path | None = None,
+    output_dir: str | None = None,
     shard: str = "0/1",
     report: bool = False,
     steps: int = 0,
@@ -140,7 +140,7 @@ def measure(
     warnings.simplefilter("ignore", ConvergenceWarning)  # of mixtures: what is reached is judged like any other
     plan = PLANS[data]
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch) if data == "digits" else output_dir or Path("outputs") / plan.name
+        directory = Path(scratch if data == "digits" else output_dir or f"outputs/{plan.name}")
         if not report:
             directory.mkdir(parents=True, exist_ok=True)
             number, shards = map(int, shard.split("/"))

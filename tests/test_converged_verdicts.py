@@ -1,9 +1,14 @@
 """When a rank is called best, and ours better than its controls: each verdict turned both ways by made-up runs."""
 
+import json
+import sys
 from dataclasses import asdict
 
+import converged
 import converged_report
 import pytest
+import study
+import tables
 from converged_study import FASHION_MNIST, NARROW, OURS, PLAIN, Setting, missing
 from converged_verdicts import (
     AGAINST,
@@ -221,3 +226,17 @@ def test_curves_of_one_training_stand_beside_networks_trained_at_each_width():
     _, _, plain, trained = converged_report.curves(made, STEPS).splitlines()
     assert plain.startswith("| plain | 11 ± 0 | 5 ±")
     assert trained.startswith("| plain, trained at that width | 9 ±")
+
+
+def test_the_report_is_made_of_what_lies_in_a_folder(tmp_path, monkeypatch):
+    runs = tmp_path / "runs" / "any-seed0"
+    runs.mkdir(parents=True)
+    for k, row in enumerate(gains(0.5, 0.7, 0.6, 0.55, 0.4) + rows(NARROW[8], 8, 0.6)):
+        (runs / f"{k}.json").write_text(json.dumps(row))
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/converged.py", "--report", "--output-dir", str(runs.parent)])
+    converged.STUDY.main()
+    written = sorted(path.name for path in (tmp_path / "converged").iterdir())
+    assert written == ["README.md", "against_rank.png", "over_steps.png", "runs.csv"]
+    assert "**Not finished: " in (tmp_path / "converged" / "README.md").read_text()
+    assert len(tables.read_csv(tmp_path / "converged" / "runs.csv")) == 35
