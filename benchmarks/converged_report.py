@@ -1,15 +1,20 @@
 """The report on autoencoders trained to convergence, from the rows that were measured."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import converged_verdicts as verdicts
+import torch
 from cells import FAMILIES, Cell, grid, lead_text, shown, table
 from converged_measures import CUTS
 from converged_verdicts import CONTROLS, HOLDS, JUDGED, MEASURES, MIN_SEEDS, Finding
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from tables import Rows, markdown, spread
+
+from lightning_rank.functional import numerical_rank
 
 #: Measures of one purpose, that a verdict on it wants to agree.
 PURPOSES = {
@@ -46,7 +51,7 @@ def body(rows: Rows, steps: int, settings: str, missing: str) -> str:
     parts += ["## Ours against the controls", "At equal rank, or error:", equal(rows, steps)]
     parts += ["Best against best, at whatever rank:", at_best(rows, steps)]
     parts += ["Each gain, its lead over each control at equal rank, or error:", equal_by_gain(rows, steps)]
-    parts += ["## One training, cut", CURVES, curves(rows, steps)]
+    parts += ["## One training, cut", CURVES, curves(rows, steps), THRESHOLDS, thresholds(rows)]
     parts += ["## All settings", "![Every measure against the effective rank, a marker a run](against_rank.png)"]
     parts += ["![Every measure over the steps of training, means over seeds](over_steps.png)"]
     for stop in stops[::-1]:
@@ -74,6 +79,10 @@ corrects for the number of measures."""
 CURVES = """Test error with the latents of a trained network cut to their leading directions, no training after, and
 in the last line that of plain networks trained at each width. The closer a line is to the last, the better the rank can
 be chosen after one training."""
+
+
+THRESHOLDS = """The same cut to the rank that a threshold of the numerical rank names, of all trainings and stops: test
+error over that of the whole latents, less one, between the cuts interpolated linearly in the logarithm of the rank."""
 
 
 def times(rows: Rows, steps: int) -> str:
@@ -188,6 +197,29 @@ def curves(rows: Rows, steps: int) -> str:
     ]
     trained = {f"{rank} directions": shown(widths[rank], "test/error") for rank in sorted(widths)}
     return markdown([*made, {"": "plain, trained at that width", **trained, "all": "-"}])
+
+
+def thresholds(rows: Rows) -> str:
+    """A row a threshold of the variance: what a cut to the numerical rank costs."""
+    measured = [row for row in rows if "cut/1/error" in row]
+    made = []
+    for variance_rtol in (3e-2, 1e-2, 1e-3, 1e-4):
+        costs = torch.tensor([cost_of_cut(row, variance_rtol) for row in measured] or [math.nan])
+        shares = {"median": 0.5, "nine of ten below": 0.9, "largest": 1.0}
+        row = {"variance_rtol": variance_rtol, "trainings and stops": len(measured)}
+        made.append(row | {name: costs.quantile(share).item() for name, share in shares.items()})
+    return markdown(made)
+
+
+def cost_of_cut(row: dict[str, Any], variance_rtol: float) -> float:
+    """Relative increase of the test error when the latents are cut to their numerical rank."""
+    spectrum = torch.tensor(row["spectrum"])
+    rank = int(numerical_rank(spectrum, variance_rtol=variance_rtol))
+    errors = {cut: row[f"cut/{cut}/error"] for cut in CUTS if cut < len(spectrum)} | {len(spectrum): row["test/error"]}
+    low = max(cut for cut in errors if cut <= rank)
+    high = min(cut for cut in errors if cut >= rank)
+    share = 0.0 if low == high else math.log(rank / low) / math.log(high / low)
+    return (errors[low] + share * (errors[high] - errors[low])) / row["test/error"] - 1
 
 
 def draw_over_steps(rows: Rows) -> Figure:

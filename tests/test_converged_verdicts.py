@@ -1,6 +1,7 @@
 """When a rank is called best, and ours better than its controls: each verdict turned both ways by made-up runs."""
 
 import json
+import math
 import sys
 from dataclasses import asdict
 
@@ -240,3 +241,14 @@ def test_the_report_is_made_of_what_lies_in_a_folder(tmp_path, monkeypatch):
     assert written == ["README.md", "against_rank.png", "over_steps.png", "runs.csv"]
     assert "**Not finished: " in (tmp_path / "converged" / "README.md").read_text()
     assert len(tables.read_csv(tmp_path / "converged" / "runs.csv")) == 35
+
+
+def test_what_a_cut_to_the_numerical_rank_costs():
+    row = {"spectrum": [1.0, 0.5, 0.2, 0.05], "test/error": 10.0, "cut/1/error": 40.0, "cut/2/error": 20.0}
+    assert converged_report.cost_of_cut(row, 0.5) == pytest.approx(3.0)
+    assert converged_report.cost_of_cut(row, 0.1) == pytest.approx(1.0)
+    half_way = math.log(3 / 2) / math.log(4 / 2)  # three directions, between two and all four
+    assert converged_report.cost_of_cut(row, 0.01) == pytest.approx((20 - 10 * half_way) / 10 - 1)
+    assert converged_report.cost_of_cut(row, 1e-3) == 0
+    table = converged_report.thresholds([row, row | {"cut/2/error": 15.0}, {"no": "cuts"}])
+    assert "| 0.03 | 2 |" in table

@@ -36,6 +36,11 @@ class Truncation:
     multiply_adds: tuple[int, int]
 
     @property
+    def singular_values(self) -> Tensor:
+        """The name of 0.1 for ``principal_deviations``."""
+        return self.principal_deviations
+
+    @property
     def discarded_variance(self) -> float:
         """Mean squared distance between the latents and what is left of them, the sum of the discarded variances."""
         return self.principal_deviations[self.rank :].square().sum().item()

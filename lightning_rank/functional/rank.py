@@ -47,9 +47,8 @@ def numerical_rank(singular_values: Tensor, *, variance_rtol: float = VARIANCE_R
 
     .. math:: \#\{k : \sigma_k^2 > \text{variance\_rtol} \cdot \sigma_1^2\}
 
-    The default keeps what a decoder still needs: autoencoders of Fashion-MNIST whose latents were cut to the rank that
-    1e-3 names had up to 2 % more test error, with 1e-2 up to 7 % and with 3e-2 up to 30 % (56 trainings and stops of
-    ``benchmarks/converged.py``, the error between 1, 2, 4, ... directions interpolated).
+    The default keeps what a decoder still needs: ``benchmarks/results/converged`` has what it cost autoencoders to have
+    their latents cut to the rank that a threshold names.
 
     Args:
         singular_values: Non-negative singular values, shape ``(..., K)``.

@@ -143,6 +143,10 @@ class LatentSpectrum(Metric):
         """The same, of the state as it stands: without synchronizing, and without torchmetrics' cache."""
         return principal_deviations(self.as_moments())
 
+    def singular_values(self) -> Tensor:
+        """The name of 0.1 for :meth:`principal_deviations`."""
+        return self.principal_deviations()
+
     def as_moments(self) -> Moments:
         """Count, mean and scatter of the rows, of the state as it stands."""
         self._flush()
