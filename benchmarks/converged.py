@@ -5,7 +5,7 @@
 plain networks, linear layers as here over gains and depths, linear layers as in IRMAE, and the controls: narrower
 latents, latents cut to their leading directions, training that stops early. It measures at several stops: rank, error,
 probes with few labels and many, samples. Stopped at any time, the same command goes on from the last stop;
-``--shard 0/2`` and ``--shard 1/2`` share the runs between two processes, and ``--report`` makes the report of what is
+``--shard 1/2`` and ``--shard 2/2`` share the runs between two processes, and ``--report`` makes the report of what is
 there. ``--quick`` takes digits and a few short runs.
 """
 
@@ -131,7 +131,7 @@ def measure(
     data: Literal["fashion_mnist", "cifar10", "digits"] = "fashion_mnist",
     data_dir: Path = Path("data"),
     output_dir: str | None = None,
-    shard: str = "0/1",
+    shard: str = "1/1",
     report: bool = False,
     steps: int = 0,
 ) -> study.Tables:
@@ -143,9 +143,9 @@ def measure(
         directory = Path(scratch if data == "digits" else output_dir or f"outputs/{plan.name}")
         if not report:
             directory.mkdir(parents=True, exist_ok=True)
-            number, shards = map(int, shard.split("/"))
+            number, shards = study.shard_of(shard)
             measures = Measures(plan.read(data_dir), directory / "classifier.pt", plan.draws)
-            for setting, seed, stops in list(plan.jobs())[number::shards]:
+            for setting, seed, stops in list(plan.jobs())[number - 1 :: shards]:
                 run(plan, setting, seed, stops, measures, directory)
             if data != "digits":
                 return {}
@@ -188,7 +188,7 @@ STUDY = study.Study(
         "data": "that is trained on",
         "data_dir": "the four packed IDX files; of cifar10 folders train/ and test/",
         "output_dir": "for the runs; outputs/NAME, that of the report, if not given",
-        "shard": "I/N: every N-th run, from the I-th, counted from 0",
+        "shard": "I/N: every N-th run, from the I-th, counted from 1",
         "report": "no training: the report of what is there",
         "steps": "the stop that the report is about; the last that all settings have, if not given",
     },

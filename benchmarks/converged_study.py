@@ -201,4 +201,4 @@ validation images from {len(INVERSE_REGULARIZATIONS)} between {INVERSE_REGULARIZ
 they are: centred and divided by one number. Samples: Fréchet distance to the test images on features of a small
 convolutional classifier, one for all runs, of 10,000 samples from a Gaussian and from a mixture of ten fitted to
 training latents in the directions that the numerical rank counts. Truncated: latents of the plain network cut to their
-leading directions, no training after. Trained with `--data-dir DIR --shard 0/2` and `--shard 1/2` side by side."""
+leading directions, no training after. Trained with `--data-dir DIR --shard 1/2` and `--shard 2/2` side by side."""

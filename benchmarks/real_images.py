@@ -207,7 +207,7 @@ def measure(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     grid = GRIDS[data]
-    number, shards = map(int, shard.split("/"))
+    number, shards = study.shard_of(shard)
     common = {"seeds": range(seeds), "max_epochs": max_epochs, "shard": (number, shards)}
     common["trainer_options"] = {
         "limit_train_batches": batches,

@@ -67,13 +67,13 @@ class Study:
         )
         parser.add_argument("--quick", action="store_true", help="little of everything, and nothing is written")
         for size, meaning in self.flags.items():
-            parser.add_argument(f"--{size.replace('_', '-')}", help=meaning, **_option(parameters[size]))
+            option = _option(parameters[size]) | {"default": argparse.SUPPRESS}
+            parser.add_argument(f"--{size.replace('_', '-')}", help=meaning, **option)
         given = vars(parser.parse_args())
         quick = given.pop("quick")
         torch.set_num_threads(1)
-        self.run(
-            {name: p.default for name, p in parameters.items()} | given | (dict(self.quick) if quick else {}), quick
-        )
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        self.run(defaults | (dict(self.quick) if quick else {}) | given, quick)
 
     def run(self, sizes: Mapping[str, Any], quick: bool) -> None:
         """Measure, print the report, draw, and write all of it unless it is quick."""
@@ -108,6 +108,14 @@ class Study:
 def judged(holds: bool, within_limits: bool) -> str:
     """The words of a verdict."""
     return "holds" if holds else "holds within limits" if within_limits else "does not hold"
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """``I/N``: the I-th of N, counted from 1."""
+    number, _, shards = text.partition("/")
+    if not (number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
+        raise SystemExit(f"--shard: expected I/N with I from 1 to N, such as 1/4, got {text}")
+    return int(number), int(shards)
 
 
 def progress(jobs: Iterable[Job]) -> Iterator[Job]:

@@ -7,12 +7,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import rank_sweep
+
 import lightning_rank
 import lightning_rank.compression
 import lightning_rank.functional
 import lightning_rank.metrics
 import lightning_rank.sampling
 import lightning_rank.traversal
+from rank_trainer import RankSweep
 
 
 def test_the_public_names_are_those_of_the_contract():
@@ -72,7 +75,9 @@ def test_the_threshold_of_the_numerical_rank_is_one_everywhere():
         lightning_rank.EffectiveRankMonitor,
         lightning_rank.truncate_linear_bottleneck,
         lightning_rank.sampling.LatentSampler,
+        RankSweep,
     ]
+    assert rank_sweep.parse_args([]).variance_rtol == 1e-3
     defaults = {taker.__name__: inspect.signature(taker).parameters["variance_rtol"].default for taker in takers}
     assert defaults == dict.fromkeys(defaults, 1e-3)
 

@@ -71,6 +71,20 @@ def test_quick_takes_its_sizes_and_writes_nothing(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_the_command_line_says_holds_in_a_quick_run_too(run):
+    run("--quick", "--steps", "7", quick={"steps": 5, "names": ("a",)})
+    assert ASKED == [(7, ("a",))]
+    run("--quick", quick={"steps": 5, "names": ("a",)})
+    assert ASKED == [(5, ("a",))]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "x/2", "1", ""])
+def test_a_shard_that_is_none_is_refused(text):
+    assert study.shard_of("2/3") == (2, 3)
+    with pytest.raises(SystemExit, match="--shard: expected I/N with I from 1 to N"):
+        study.shard_of(text)
+
+
 def test_quick_draws_the_figures_too(run):
     def broken(runs):
         raise ZeroDivisionError

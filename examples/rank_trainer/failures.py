@@ -1,6 +1,7 @@
 """What stops a whole sweep, and how all processes hear of what went wrong in one."""
 
 import errno
+import os
 from collections.abc import Callable
 
 from lightning.pytorch import Trainer
@@ -53,4 +54,4 @@ def in_first_process(trainer: Trainer, action: Callable[[], None]) -> None:
         data, space, message, words = told
         if data:
             raise DataError(message)
-        raise OSError(errno.ENOSPC, message) if space else FirstProcessError(words)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if space else FirstProcessError(words)

@@ -1,5 +1,6 @@
 """What the logged numbers are called: by the monitor's own arguments, never by what else there is."""
 
+import re
 from collections.abc import Sequence
 
 from lightning_rank.callbacks._history import Measure
@@ -22,7 +23,7 @@ class Keys:
             for split in ("validate", "test", "train")
             for layer in layers
         }
-        self.prefixes = {prefix for prefix, split in self._splits.items() if split == "validate"}
+        self.prefixes = set(self._splits)
 
     def key(self, of: Measure) -> str:
         """``rank/effective``, or ``rank/test/<name>/<layer>/effective/dataloader_idx_1`` with all there can be.
@@ -36,8 +37,8 @@ class Keys:
 
     def split(self, key: str) -> str | None:
         """Which split a key is of; ``None`` if it is none of these."""
-        ours = [prefix for prefix in self._splits if key.startswith(prefix)]
-        return self._splits[max(ours, key=len)] if ours else None
+        found = re.fullmatch(r"(.*?/)[^/]+(/dataloader_idx_\d+)?", key)
+        return self._splits.get(found[1]) if found else None
 
     def place(self, of: Measure) -> str:
         """A layer, of several dataloaders each on its own."""

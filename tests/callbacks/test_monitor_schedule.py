@@ -193,14 +193,18 @@ def test_nobody_waits_for_validations_who_watches_windows():
 
 def test_a_layer_called_train_is_not_taken_for_the_split():
     keys = Keys(["train", "test.train"], True, None, "latents")
-    assert [
-        keys.split(key) for key in ("rank/train/effective", "rank/train/train/gap", "rank/test.train/gap", "loss")
-    ] == [
-        "validate",
-        "train",
-        "validate",
-        None,
-    ]
+    found = [keys.split(f"rank/{key}") for key in ("train/effective", "train/train/gap", "test.train/gap", "gap")]
+    assert found == ["validate", "train", "validate", None]
+    keys = Keys(["encoder"], False, None, "latents")
+    asked = ("gap", "gap/dataloader_idx_1", "train/gap", "test/gap/dataloader_idx_0", "b/gap", "train/b/gap", "")
+    found = [keys.split(f"rank/{key}") for key in asked]
+    assert found == ["validate", "validate", "train", "test", None, None, None], "those of a monitor b are its own"
+
+
+def test_a_layer_whose_keys_are_those_of_another_monitors_windows_is_refused():
+    monitors = [EffectiveRankMonitor(["train"]), EffectiveRankMonitor("encoder", every_n_train_steps=2)]
+    with pytest.raises(ValueError, match=r"name: expected keys of its own for each .* got rank/train/\.\.\. in two"):
+        fit(*monitors)
 
 
 def test_a_window_of_accumulated_batches_counts_optimizer_steps():
