@@ -17,6 +17,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 Row = dict[str, str]
 GAINS = {f"gain {gain}": f"ours 4 layers, gain {gain}" for gain in ("0.03", "0.1", "0.3", "1")}
 IMAGES = {"CIFAR-10": "real_images_cifar10", "Fashion-MNIST": "real_images_fashion_mnist"}
+CONVERGED = {
+    "test error": "test error",
+    "samples, Gaussian": "samples",
+    "10 a class, standardized": "10 labels a class",
+    "10 a class, as they are": "the same, as they are",
+    "all labels, standardized": "all labels",
+}
 STEP = {"what": "training step", "dim": "128", "rows": "1024"}
 # what, report, the text before its table, the row, the column
 COSTS: list[tuple[str, str, str, Row, str]] = [
@@ -110,6 +117,19 @@ def _growth(page: Path) -> Iterable[Row]:
         yield {"effective rank, 15 to 30 epochs": _link(page, data, report)} | told
 
 
+def _converged(page: Path) -> Iterable[Row]:
+    """What autoencoders trained to convergence are good for."""
+    for row in rows_of("converged", "After 30,000 steps:"):
+        if not row[""].startswith("plain, truncated"):
+            told = ("effective rank", *CONVERGED)
+            yield {"after 30,000 steps": row[""]} | {CONVERGED.get(name, name): _mean(row[name]) for name in told}
+
+
+def _verdicts(page: Path) -> Iterable[Row]:
+    """Whether there is a best rank, and what leads at equal rank."""
+    return rows_of("converged", "## Verdicts")
+
+
 def _shrink(page: Path) -> Iterable[Row]:
     """Width, error and probe of digits' autoencoders, cut or not."""
     for row in rows_of("shrink_autoencoder"):
@@ -175,6 +195,7 @@ def _ways(page: Path) -> Iterable[Row]:
 TABLES: dict[str, Callable[[Path], Iterable[Row]]] = {
     "accuracy": _accuracy,
     "checkpoints": _checkpoints,
+    "converged": _converged,
     "costs": _costs,
     "depths": _depths,
     "gains": _gains,
@@ -182,6 +203,7 @@ TABLES: dict[str, Callable[[Path], Iterable[Row]]] = {
     "positions": _positions,
     "processes": _processes,
     "shrink": _shrink,
+    "verdicts": _verdicts,
     "ways": _ways,
 }
 
