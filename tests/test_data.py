@@ -268,6 +268,18 @@ def test_a_bug_is_not_called_missing_data(tmp_path, monkeypatch, bug):
     assert caught.value is bug
 
 
+def test_a_bug_of_our_own_is_not_called_missing_data(tmp_path, monkeypatch):
+    """Its kind is one that torchvision raises over files; what tells them apart is who raised it."""
+    write_cifar10(tmp_path, monkeypatch)
+    monkeypatch.setattr(data.sets, "_part", lambda source, split: data.sets._Entry(0)(["no number"]))
+    with pytest.raises(ValueError, match="invalid literal for int") as caught:
+        data.cifar10(tmp_path).setup("fit")
+    assert caught.traceback[-1].name == "__call__", "its own traceback"
+    monkeypatch.setattr(data.sets, "_part", lambda source, split: np.array([1, 2]).reshape(3))  # one of the data
+    with pytest.raises(DataError, match="cannot reshape"):
+        data.cifar10(tmp_path).setup("fit")
+
+
 def test_a_file_of_the_data_that_is_missing_is_missing_data(tmp_path, monkeypatch):
     def lacks(self, root, **kwargs):
         (root / "cifar-10-batches-py" / "data_batch_1").open()

@@ -6,6 +6,7 @@ drawn with a fixed seed, is held out.
 
 import pickle
 import tarfile
+import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from rank_trainer.failures import DataError, out_of_space
 #: The attribute of CelebA's forty that is its label here.
 CELEBA_LABEL = "Smiling"
 #: What torchvision raises over the network, archives and the files in them. Anything else is a bug, and so are the
-#: second ones, which are kinds of the first: both keep their traceback.
+#: second ones, which are kinds of the first, and what this package raises itself: all keep their traceback.
 UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, AssertionError, HTTPException),
     *(zlib.error, tarfile.TarError, zipfile.BadZipFile, pickle.UnpicklingError),
@@ -221,11 +222,17 @@ def _module(
         try:
             return open_split(split, **options)
         except UNREADABLE as error:
-            if isinstance(error, NOT_OF_DATA) or out_of_space(error) or _is_elsewhere(error, root):
+            if isinstance(error, NOT_OF_DATA) or out_of_space(error) or _is_ours(error) or _is_elsewhere(error, root):
                 raise
             raise DataError(f"{error}\nIf it cannot be downloaded here, {advice}, which is --data-dir.") from error
 
     return ImageDataModule(read, lambda: read("train", download=True), batch_size, num_workers)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a line of this package raised it, and none of torchvision's or below."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(__file__).resolve().parents[1] in Path(raised_in).resolve().parents
 
 
 def _is_elsewhere(error: BaseException, root: Path) -> bool:
