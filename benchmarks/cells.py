@@ -18,8 +18,6 @@ FAMILIES = {
     "irmae": ("IRMAE style", "#D55E00", "s"),
     "narrow": ("plain, narrower", "#009E73", "^"),
     "truncated": ("plain, truncated", "#CC79A7", "v"),
-    "plain_l2": ("plain, L2", "#E69F00", "<"),
-    "ours_l2": ("ours, L2", "#56B4E9", ">"),
 }
 
 

@@ -5,7 +5,7 @@
 plain networks, linear layers as here over gains and depths, linear layers as in IRMAE, and the controls: narrower
 latents, latents cut to their leading directions, training that stops early. It measures at several stops: rank, error,
 probes with few labels and many, samples. Stopped at any time, the same command goes on from the last stop;
-``--shard 1/2`` and ``--shard 2/2`` share the runs between two processes, and ``--report`` makes the report of what is
+``--shard 1/2`` and ``--shard 2/2`` share the runs between two processes, and ``--report`` adds to the report what is
 there. ``--quick`` takes digits and a few short runs.
 """
 
@@ -27,7 +27,7 @@ from converged_study import BATCH_SIZE, LEARNING_RATE, PLAIN, PLANS, Plan, Setti
 from converged_verdicts import MEASURES, cells_at
 from matplotlib.figure import Figure
 from sklearn.exceptions import ConvergenceWarning
-from tables import Row, Rows
+from tables import Row, Rows, read_csv
 from torch import Tensor, nn
 
 from lightning_rank.nn import LinearBottleneck
@@ -127,11 +127,29 @@ def rows_of(directory: Path) -> list[Row]:
     return [json.loads(path.read_text()) for path in sorted(directory.glob("*-seed*/*.json"))]
 
 
+def with_reported(rows: Rows, path: Path) -> list[Row]:
+    """What was measured now, and what else the table of an earlier report has: runs may come from several machines."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in [*(read_csv(path) if path.exists() else ()), *rows]:
+        kept = {key: value for key, value in row.items() if value != ""}
+        if isinstance(row.get("spectrum"), str):
+            kept["spectrum"] = [float(value) for value in row["spectrum"].split()]
+        found[tuple(row[key] for key in (*asdict(PLAIN), "seed", "steps"))] = kept
+    return list(found.values())
+
+
+def table_of(rows: Rows) -> list[Row]:
+    """Everything but single draws of labels, a column a key."""
+    keys = dict.fromkeys(key for row in rows for key in row if not key.endswith("/draws"))
+    shown = [row | {"spectrum": " ".join(map(str, row["spectrum"]))} if "spectrum" in row else row for row in rows]
+    return [{key: row.get(key, "") for key in keys} for row in shown]
+
+
 def measure(
     data: Literal["fashion_mnist", "cifar10", "digits"] = "fashion_mnist",
     data_dir: Path = Path("data"),
     output_dir: str | None = None,
-    shard: str = "1/1",
+    shard: tuple[int, int] = (1, 1),
     report: bool = False,
     steps: int = 0,
 ) -> study.Tables:
@@ -143,15 +161,16 @@ def measure(
         directory = Path(scratch if data == "digits" else output_dir or f"outputs/{plan.name}")
         if not report:
             directory.mkdir(parents=True, exist_ok=True)
-            number, shards = study.shard_of(shard)
+            number, shards = shard
             measures = Measures(plan.read(data_dir), directory / "classifier.pt", plan.draws)
             for setting, seed, stops in list(plan.jobs())[number - 1 :: shards]:
                 run(plan, setting, seed, stops, measures, directory)
             if data != "digits":
                 return {}
         rows = rows_of(directory)
-    kept = ("family", "width", "depth", "gain", "seed", "steps", "train/error", "val/error", *MEASURES)
-    return {"runs": [{key: row.get(key, "") for key in kept} for row in rows], "rows": rows}
+    if report:
+        rows = with_reported(rows, study.RESULTS / plan.name / "runs.csv")
+    return {"runs": table_of(rows), "rows": rows}
 
 
 def verdict(rows: Rows, data: str, steps: int) -> str:
@@ -189,7 +208,7 @@ STUDY = study.Study(
         "data_dir": "the four packed IDX files; of cifar10 folders train/ and test/",
         "output_dir": "for the runs; outputs/NAME, that of the report, if not given",
         "shard": "I/N: every N-th run, from the I-th, counted from 1",
-        "report": "no training: the report of what is there",
+        "report": "no training: the report of what is there and of what it had",
         "steps": "the stop that the report is about; the last that all settings have, if not given",
     },
     unwritten=["rows"],

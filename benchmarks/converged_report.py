@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import converged_verdicts as verdicts
+import study
 import torch
 from cells import FAMILIES, Cell, grid, lead_text, shown, table
 from converged_measures import CUTS
@@ -51,6 +52,8 @@ def body(rows: Rows, steps: int, settings: str, missing: str) -> str:
     parts += ["## Ours against the controls", "At equal rank, or error:", equal(rows, steps)]
     parts += ["Best against best, at whatever rank:", at_best(rows, steps)]
     parts += ["Each gain, its lead over each control at equal rank, or error:", equal_by_gain(rows, steps)]
+    parts += ["## Does the rank depend on the depth, and on the training?", depth_verdict(rows, steps)]
+    parts += [growth(rows, steps), "Effective rank over depths:", depth_table(rows, stops)]
     parts += ["## One training, cut", CURVES, curves(rows, steps), THRESHOLDS, thresholds(rows)]
     parts += ["## All settings", "![Every measure against the effective rank, a marker a run](against_rank.png)"]
     parts += ["![Every measure over the steps of training, means over seeds](over_steps.png)"]
@@ -87,7 +90,7 @@ error over that of the whole latents, less one, between the cuts interpolated li
 
 def times(rows: Rows, steps: int) -> str:
     """How long a run took."""
-    taken = [row["train/seconds"] / 60 for row in rows if row["steps"] == steps and row["family"] != "truncated"]
+    taken = [row["train/seconds"] / 60 for row in rows if row["steps"] == steps and "train/seconds" in row]
     return (
         f"Training to {steps:,} steps took {spread(taken)} minutes a run by the clock, in processes of one "
         "thread and of the lowest priority, beside other programs and paused at times."
@@ -128,7 +131,7 @@ def best_ranks(rows: Rows, steps: int) -> str:
                 row["its effective rank"] = shown(found.best, "rank/effective")
                 row["leads"] = "; ".join(f"{lead_text(lead)} over {end}" for end, lead in found.leads.items())
                 made.append(row | {"verdict": found.verdict})
-    return markdown(made) if made else "Too few settings."
+    return markdown(made)
 
 
 def over_stops(rows: Rows, stops: Sequence[int]) -> str:
@@ -156,7 +159,7 @@ def equal(rows: Rows, steps: int) -> str:
         if best:
             row = {"measure": MEASURES[measure], "best of ours": f"{best.name}: {shown(best, measure)}"}
             made.append(row | {title: f"{lead_text(one.leads[''])}: {one.verdict}" for title, one in found.items()})
-    return markdown(made) if made else "There are none of ours."
+    return markdown(made)
 
 
 def at_best(rows: Rows, steps: int) -> str:
@@ -182,7 +185,52 @@ def equal_by_gain(rows: Rows, steps: int) -> str:
         for cell in _ours(rows, steps)
         for name, x in CONTROLS.items()
     ]
-    return markdown(made) if made else "There are none of ours."
+    return markdown(made)
+
+
+def depth_verdict(rows: Rows, steps: int) -> str:
+    """Whether the rank of ours depends on the number of layers, and that of IRMAE."""
+    ours, irmae = (verdicts.depth_lines(verdicts.cells_at(rows, steps), family) for family in ("ours", "irmae"))
+    if not ours:
+        return "Of the depth nothing is said: there is one depth of ours."
+    worst = max(map(verdicts.change, ours.values()))
+    judged = study.judged(worst <= verdicts.DEPTH_HOLDS, worst <= verdicts.DEPTH_WITHIN_LIMITS)
+    told = ", ".join(f"{verdicts.change(line):.2f} ({name})" for name, line in (ours | irmae).items())
+    reach = max(sum(verdicts.deepest_over_shallowest(line)) for line in ours.values())
+    return f"""**The rank does not depend on the depth: {judged}.** Over the depths the mean effective rank after
+{steps:,} steps changes by a factor of {told}. (Holds: {verdicts.DEPTH_HOLDS} at most; within limits:
+{verdicts.DEPTH_WITHIN_LIMITS}. Of means, that is: seed by seed the deepest of ours has up to {reach:.2f} times the rank
+of the shallowest, with the interval.)"""
+
+
+def growth(rows: Rows, steps: int) -> str:
+    """How the rank changes while training goes on."""
+    first = verdicts.stops_of(rows)[0]
+    before, after = (
+        {c.name: c.mean("rank/effective") for c in verdicts.cells_at(rows, at) if c.values("rank/effective")}
+        for at in (first, steps)
+    )
+    pairs = {name: (before[name], rank) for name, rank in after.items() if name in before}
+    grown = sum(later > sooner for sooner, later in pairs.values())
+    told = ", ".join(f"{sooner:.3g} to {later:.3g} ({name})" for name, (sooner, later) in pairs.items())
+    return f"""**While training goes on the mean effective rank grows** in {grown} of {len(pairs)} settings, from
+{first:,} to {steps:,} steps: {told}."""
+
+
+def depth_table(rows: Rows, stops: Sequence[int]) -> str:
+    """A row a line of depths and stop, a column a depth."""
+    made = []
+    for stop in stops:
+        cells = verdicts.cells_at(rows, stop)
+        for name, line in (verdicts.depth_lines(cells) | verdicts.depth_lines(cells, "irmae")).items():
+            ranks = {cell.depth: shown(cell, "rank/effective") for cell in line}
+            mean, half = verdicts.deepest_over_shallowest(line)
+            made.append({"": name, "steps": f"{stop:,}"} | {f"{n} layers": ranks.get(n, "-") for n in (2, 4, 8)})
+            made[-1] |= {
+                "largest / smallest": verdicts.change(line),
+                "deepest / shallowest": f"{mean:.3g} ± {half:.2g}",
+            }
+    return markdown(made)
 
 
 def curves(rows: Rows, steps: int) -> str:

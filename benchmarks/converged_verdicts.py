@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import log, nan
+from math import inf, log, nan
 from typing import Any
 
 from cells import FAMILIES, Cell, interval, sign
@@ -24,6 +24,8 @@ MEASURES = {
 JUDGED = [measure for measure in MEASURES if sign(measure)]
 #: Fewer show nothing, however far apart they are.
 MIN_SEEDS = 3
+#: Factors that the rank may change by over the depths for it to "hold", and to "hold within limits".
+DEPTH_HOLDS, DEPTH_WITHIN_LIMITS = 1.1, 1.5
 #: The depth at which gains are compared.
 DEPTH = 4
 HOLDS, AGAINST, OPEN = "holds", "does not hold", "not shown"
@@ -142,6 +144,28 @@ def controls(rows: Iterable[dict[str, Any]], steps: int) -> dict[str, list[Cell]
     plain = [cell for cell in cells if cell.family == "plain"]
     families = {name: [cell for cell in cells if cell.family == name] + plain for name in CONTROLS}
     return families | {"stopped": time_line(rows, steps)}
+
+
+def depth_lines(cells: Iterable[Cell], family: str = "ours") -> dict[str, list[Cell]]:
+    """Settings of a family that differ in the number of layers alone, from the fewest layers on."""
+    lines: dict[str, list[Cell]] = {}
+    for cell in sorted(
+        (cell for cell in cells if cell.family == family), key=lambda cell: (cell.gain or 0, cell.depth)
+    ):
+        lines.setdefault(FAMILIES[family][0] + (f", gain {cell.gain:g}" if cell.gain else ""), []).append(cell)
+    return {name: line for name, line in lines.items() if len(line) > 1}
+
+
+def change(line: Iterable[Cell]) -> float:
+    """Largest mean effective rank over the smallest."""
+    means = [cell.mean("rank/effective") for cell in line]
+    return max(means) / min(means) if min(means) > 0 else inf
+
+
+def deepest_over_shallowest(line: Sequence[Cell]) -> tuple[float, float]:
+    """Ratio of effective ranks, seed by seed: mean, and half the width of its 95 % interval."""
+    shallow, deep = (cell.values("rank/effective") for cell in (line[0], line[-1]))
+    return interval([rank / shallow[seed] if shallow[seed] else inf for seed, rank in deep.items() if seed in shallow])
 
 
 def together(verdicts: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from tables import Row, write_csv
 
 # Studies take data, networks and probes from the examples: programs import this module before any that does.
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from rank_trainer.runs import shard_of
 
 RESULTS = Path(__file__).parent / "results"
 Tables = dict[str, list[Row]]
@@ -100,7 +101,7 @@ class Study:
             f"# {_given(self.title, known)}\n\n{body}\n\n"
             f"- Every figure: {', '.join(f'[{file_name}]({file_name})' for file_name in written)}.\n"
             f"- Command: `{' '.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])}`\n"
-            f"{environment()}\n- It took {minutes:.2g} minutes.\n"
+            f"{environment()}\n" + (f"- It took {minutes:.2g} minutes.\n" if minutes > 0.1 else "")
         )
         print(directory / "README.md")
 
@@ -108,14 +109,6 @@ class Study:
 def judged(holds: bool, within_limits: bool) -> str:
     """The words of a verdict."""
     return "holds" if holds else "holds within limits" if within_limits else "does not hold"
-
-
-def shard_of(text: str) -> tuple[int, int]:
-    """``I/N``: the I-th of N, counted from 1."""
-    number, _, shards = text.partition("/")
-    if not (number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
-        raise SystemExit(f"--shard: expected I/N with I from 1 to N, such as 1/4, got {text}")
-    return int(number), int(shards)
 
 
 def progress(jobs: Iterable[Job]) -> Iterator[Job]:
@@ -148,7 +141,7 @@ def _option(size: inspect.Parameter) -> dict[str, Any]:
     if size.default is False:
         return {"action": "store_true"}
     choices = get_args(size.annotation) if get_origin(size.annotation) is Literal else None
-    kind = str if size.default is None else type(size.default)
+    kind = shard_of if size.name == "shard" else str if size.default is None else type(size.default)
     return {"type": kind, "default": size.default, "choices": choices}
 
 

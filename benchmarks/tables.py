@@ -42,7 +42,9 @@ def share(rows: Rows, test: Callable[[Row], object]) -> str:
 
 
 def markdown(rows: Rows) -> str:
-    """A Markdown table of rows with the same keys, the numbers to three digits."""
+    """A Markdown table of rows with the same keys, the numbers to three digits; of no rows a line that says so."""
+    if not rows:
+        return "There is none of this."
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -72,7 +74,7 @@ def summary(rows: Rows, by: Mapping[str, str], columns: Mapping[str, str | Calla
 def write_csv(path: Path, rows: Rows) -> None:
     """Write rows with the same keys, the numbers to four digits."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows({key: _shown(value, 4) for key, value in row.items()} for row in rows)
 

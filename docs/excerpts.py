@@ -7,7 +7,7 @@ sees that there is nothing to write.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +16,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 Row = dict[str, str]
 GAINS = {f"gain {gain}": f"ours 4 layers, gain {gain}" for gain in ("0.03", "0.1", "0.3", "1")}
-IMAGES = {"CIFAR-10": "real_images_cifar10", "Fashion-MNIST": "real_images_fashion_mnist"}
+#: Report, and the stops that it has of all settings.
+IMAGES = {"CIFAR-10": ("converged_cifar10", (2_000, 10_000)), "Fashion-MNIST": ("converged", (2_000, 10_000, 30_000))}
 CONVERGED = {
     "test error": "test error",
     "samples, Gaussian": "samples",
@@ -76,9 +77,9 @@ def rows_of(report: str, after: str = "") -> Iterator[Row]:
 
 def _gains(page: Path) -> Iterable[Row]:
     """Effective rank and test error by gain, at four layers."""
-    for data, report in IMAGES.items():
-        found = {row[""]: row for row in rows_of(report, "## All settings")}
-        settings = {gain: found[name] for gain, name in GAINS.items()} | {"plain": found["plain"]}
+    for data, (report, stops) in IMAGES.items():
+        found = _settings(report, stops[-1])
+        settings = {gain: found.get(name) for gain, name in GAINS.items()} | {"plain": found["plain"]}
         yield _rank_and_error(page, data, report, settings)
     report = "rank_sweep_digits"
     settings = {f"gain {float(row['gain']):g}": row for row in rows_of(report, "gains.csv")}
@@ -86,35 +87,39 @@ def _gains(page: Path) -> Iterable[Row]:
     yield _rank_and_error(page, "digits", report, settings)
 
 
-def _rank_and_error(page: Path, data: str, report: str, settings: dict[str, Row]) -> Row:
-    told = {name: f"{_mean(row['effective rank'])}; {_mean(row['test error'])}" for name, row in settings.items()}
+def _settings(report: str, stop: int) -> dict[str, Row]:
+    """The settings of a report of converged autoencoders at a stop, by name."""
+    return {row[""]: row for row in rows_of(report, f"After {stop:,} steps:")}
+
+
+def _rank_and_error(page: Path, data: str, report: str, settings: Mapping[str, Row | None]) -> Row:
+    told = {
+        name: f"{_mean(row['effective rank'])}; {_mean(row['test error'])}" if row else "-"
+        for name, row in settings.items()
+    }
     return {"effective rank; test error": _link(page, data, report)} | told
 
 
 def _depths(page: Path) -> Iterable[Row]:
-    """Largest over smallest effective rank over the depths."""
-    for data, report in IMAGES.items():
-        first = {row["numerical; effective rank"]: row for row in rows_of(report, "## Does the rank depend")}
-        longer = next(iter(rows_of(report, "After 30 epochs:")))
-        told = {gain: first[f"ours, {gain}"] for gain in GAINS} | {"gain 0.1, trained twice as long": longer}
-        told |= {"IRMAE style": first["IRMAE style"]}
-        factors = {name: row["largest / smallest effective"] for name, row in told.items()}
-        yield {"2, 4 and 8 layers": _link(page, data, report)} | factors
+    """Effective rank over the depths."""
+    for data, (report, stops) in IMAGES.items():
+        for row in rows_of(report, "Effective rank over depths:"):
+            if row.get("steps") == f"{stops[-1]:,}":
+                ranks = {name: _mean(row[name]) for name in ("2 layers", "4 layers", "8 layers")}
+                factor = {"largest / smallest": row["largest / smallest"]}
+                yield {"effective rank": f"{_link(page, data, report)}, {row['']}"} | ranks | factor
 
 
 def _growth(page: Path) -> Iterable[Row]:
-    """Effective rank at the end, and of the same settings trained twice as long."""
-    for data, report in IMAGES.items():
-        text = (RESULTS / report / "README.md").read_text()
-        settings = text.index("## All settings")
-        longer = text[text.index("After 30 epochs:", settings) - 1 :]
-        sooner = {row[""]: row for row in rows_of(report, "## All settings")}
-        later = {row[""]: row for row in rows_of(report, longer)}
-        told = {
-            gain: f"{_mean(sooner[name]['effective rank'])} to {_mean(later[name]['effective rank'])}"
-            for gain, name in (GAINS | {"plain": "plain"}).items()
-        }
-        yield {"effective rank, 15 to 30 epochs": _link(page, data, report)} | told
+    """Effective rank at each stop."""
+    names = GAINS | {"plain": "plain"}
+    for data, (report, stops) in IMAGES.items():
+        for stop in stops:
+            found = _settings(report, stop)
+            ranks = {
+                gain: _mean(found[name]["effective rank"]) if name in found else "-" for gain, name in names.items()
+            }
+            yield {"effective rank": f"{_link(page, data, report)}, after {stop:,} steps"} | ranks
 
 
 def _converged(page: Path) -> Iterable[Row]:
@@ -128,6 +133,11 @@ def _converged(page: Path) -> Iterable[Row]:
 def _verdicts(page: Path) -> Iterable[Row]:
     """Whether there is a best rank, and what leads at equal rank."""
     return rows_of("converged", "## Verdicts")
+
+
+def _verdicts_of_cifar10(page: Path) -> Iterable[Row]:
+    """The same of the convolutional network."""
+    return rows_of("converged_cifar10", "## Verdicts")
 
 
 def _shrink(page: Path) -> Iterable[Row]:
@@ -204,6 +214,7 @@ TABLES: dict[str, Callable[[Path], Iterable[Row]]] = {
     "processes": _processes,
     "shrink": _shrink,
     "verdicts": _verdicts,
+    "verdicts of CIFAR-10": _verdicts_of_cifar10,
     "ways": _ways,
 }
 

@@ -24,7 +24,7 @@ from rank_trainer.autoencoders import convolutional_autoencoder, linear_autoenco
 from rank_trainer.evaluation import AutoencoderEvaluation
 from rank_trainer.failures import stops_all
 from rank_trainer.loggers import LOGGERS
-from rank_trainer.runs import identity
+from rank_trainer.runs import identity, shard_of
 
 DATA = ("digits", "synthetic", "fashion_mnist", "cifar10", "celeba", "folder")
 
@@ -93,9 +93,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             help="so many batches, or a share such as 0.1; all if not given",
         )
     parser.add_argument("--variance-rtol", type=float, default=VARIANCE_RTOL, help="threshold of the numerical rank")
-    parser.add_argument(
-        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="train every N-th run, from the I-th"
-    )
+    parser.add_argument("--shard", type=shard_of, default=(1, 1), metavar="I/N", help="train every N-th run, from I on")
     parser.add_argument("--logger", choices=LOGGERS, default="wandb", help="where the curves go")
     parser.add_argument("--project", default="lightning-rank", help="W&B project")
     parser.add_argument("--output-dir", type=Path, help="default: outputs/rank_sweep_DATA")
@@ -189,14 +187,6 @@ def _limit(text: str) -> int | float:
     if value <= 0 or (isinstance(value, float) and value > 1):
         raise argparse.ArgumentTypeError(f"expected a number of batches, or a share from 0.0 to 1.0, got {text}")
     return value
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """``I/N``."""
-    number, _, shards = text.partition("/")
-    if not (number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 1/4, got {text}")
-    return int(number), int(shards)
 
 
 if __name__ == "__main__":

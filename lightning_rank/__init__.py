@@ -11,7 +11,7 @@ from lightning_rank.mixin import LinearBottleneckMixin
 from lightning_rank.nn import LinearBottleneck
 from lightning_rank.optim import depth_scaled_param_groups
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "DepthScaledLR",

@@ -38,7 +38,6 @@ PROMISED = {
         "**Verdict: does not hold**",
     ),
     "rank_window": (["setting", "rank", "depth 2: window"], 6, "**Verdict: does not hold**"),
-    "real_images": (["", "seeds", "rank", "effective rank", "test error"], 9, "**A rank that is best for sampling: "),
     "scale": (["threads", "batch", "now / product", "now / svdvals"], 6, "An epoch of 4000 x 32"),
     "stable_rate": (["trains", "linear layers at", "2 layers", "4 layers", "all depths"], 4, "depths: does not hold**"),
     "synthetic_recovery": (["variant", "rank found is that of the data"], 6, "**Verdict: does not hold**"),

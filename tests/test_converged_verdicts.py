@@ -219,6 +219,57 @@ def test_the_report_holds_the_verdicts():
     assert "| 10 a class, as they are | ours over gains | ours 4 layers, gain 0.03: 0.7" in body
     assert "-0.2 ± 0.0039: does not hold" in body
     assert "Training to 30,000 steps took 2 minutes a run" in body
+    assert "Of the depth nothing is said" in body
+
+
+def depths(*ranks, family="ours", gain=0.1, **options):
+    """A family at 2, 4 and 8 layers."""
+    settings = [Setting(family, depth=depth, gain=gain) for depth in (2, 4, 8)]
+    return [row for setting, rank in zip(settings, ranks, strict=True) for row in rows(setting, rank, 0.5, **options)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "told"),
+    [
+        ((6, 6.3, 6.6), "depth: holds.**"),
+        ((6, 6.3, 6.7), "depth: holds within limits.**"),
+        ((9.1, 8, 6), "depth: does not hold.**"),
+    ],
+)
+def test_independence_of_the_depth(ranks, told):
+    made = depths(*ranks) + depths(3, 3, 3, gain=0.03) + depths(6, 3, 1, family="irmae", gain=None)
+    text = converged_report.depth_verdict(made, STEPS)
+    assert told in text
+    assert f"by a factor of 1.00 (ours, gain 0.03), {max(ranks) / min(ranks):.2f} (ours, gain 0.1), 6.00 (IRM" in text
+    header, _, *lines = converged_report.depth_table(made, [STEPS]).splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| ours, gain 0.03", "| ours, gain 0.1", "| IRMAE style"]
+    assert lines[-1].endswith(f"| 6 ± 0 | 3 ± 0 | 1 ± 0 | 6 | {1 / 6:.3g} ± 0 |")
+    assert {line.count("|") for line in lines} == {header.count("|")}
+
+
+def test_a_collapse_changes_the_rank_without_bound():
+    assert "does not hold.**" in converged_report.depth_verdict(depths(4, 4, 0), STEPS)
+    assert "inf (ours, gain 0.1)" in converged_report.depth_verdict(depths(4, 4, 0), STEPS)
+
+
+def test_the_interval_of_the_ratio_of_depths_is_told():
+    made = depths(4, 4, 4, seeds=3)
+    for row, rank in zip([row for row in made if row["depth"] == 8], (4.0, 5.0, 6.0), strict=True):
+        row["rank/effective"] = rank
+    # Ratios 1, 1.25 and 1.5: deviation .25, Student's t 4.303 at 2 degrees of freedom.
+    reach = 1.25 + 4.303 * 0.25 / 3**0.5
+    assert f"up to {reach:.2f} times" in " ".join(converged_report.depth_verdict(made, STEPS).split())
+
+
+def test_growth_counts_the_settings_that_are_at_both_stops():
+    made = [
+        row
+        for steps, settings in ((2_000, (4, 6, 7)), (STEPS, (8, 5)))
+        for width, rank in zip((8, 16, 32), settings, strict=False)
+        for row in rows(NARROW[width], rank, 0.5, steps=steps)
+    ]
+    text = " ".join(converged_report.growth(made, STEPS).split())
+    assert "grows** in 1 of 2 settings, from 2,000 to 30,000 steps: 4 to 8 (plain, narrower (width 8)), 6 to 5" in text
 
 
 def test_curves_of_one_training_stand_beside_networks_trained_at_each_width():
@@ -241,6 +292,31 @@ def test_the_report_is_made_of_what_lies_in_a_folder(tmp_path, monkeypatch):
     assert written == ["README.md", "against_rank.png", "over_steps.png", "runs.csv"]
     assert "**Not finished: " in (tmp_path / "converged" / "README.md").read_text()
     assert len(tables.read_csv(tmp_path / "converged" / "runs.csv")) == 35
+
+
+def test_a_report_keeps_the_runs_that_it_had(tmp_path, monkeypatch):
+    """What was measured on another machine, or is no longer there, stays; what is measured anew replaces it."""
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    full = {"spectrum": [1.0, 0.5], "cut/1/error": 9.0, "test/error": 5.0, "probe/10/as_is/draws": [0.1, 0.2]}
+
+    def report(made):
+        folder = tmp_path / "runs" / "any-seed0"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            path.unlink()
+        for k, row in enumerate(made):
+            (folder / f"{k}.json").write_text(json.dumps(row))
+        monkeypatch.setattr(sys, "argv", ["converged.py", "--report", "--output-dir", str(folder.parent)])
+        converged.STUDY.main()
+        return (tmp_path / "converged" / "README.md").read_text()
+
+    made = [row | full for row in gains(0.5, 0.7, 0.6, 0.55, 0.4)] + rows(NARROW[8], 8, 0.6)
+    whole = report(made)
+    assert report([]) == whole
+    report(rows(NARROW[8], 8, 0.9))
+    kept = tables.read_csv(tmp_path / "converged" / "runs.csv")
+    assert len(kept) == len(made)
+    assert [round(row[ACCURACY], 2) for row in kept if row["family"] == "narrow"] == [0.9] * 5
 
 
 def test_what_a_cut_to_the_numerical_rank_costs():

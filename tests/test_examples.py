@@ -182,7 +182,10 @@ def test_bad_settings_are_refused(tmp_path):
         (["--data", "imagenet"], "argument --data: invalid choice: 'imagenet'"),
         (["--limit-train-batches", "0"], "argument --limit-train-batches: expected a number of batches, or a share"),
         (["--limit-val-batches", "1.5"], "argument --limit-val-batches: expected a number of batches, or a share"),
-        (["--shard", "0/2"], "argument --shard: expected I/N with I from 1 to N, such as 1/4, got 0/2"),
+        *(
+            (["--shard", shard], f"argument --shard: expected I/N with I from 1 to N, such as 1/4, got {shard}")
+            for shard in ("0/2", "3/2", "x/2", "1", "1/")
+        ),
         (["--seeds", "0"], "--seeds: expected 1 or more, got 0"),
         (["--num-workers", "-1"], "--num-workers: expected 0 or more, got -1"),
         (["--batch-size", "0"], "--batch-size: expected 1 or more, got 0"),

@@ -1,5 +1,6 @@
 """Which trainings make up a sweep."""
 
+import argparse
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -53,6 +54,14 @@ def list_runs(
             f"a seed, got {[m.name for m in methods]}, {list(depths)}, {list(gains)}, {list(seeds)}"
         )
     return runs
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """``I/N`` on a command line: the I-th of N shards, counted from 1."""
+    number, _, shards = text.partition("/")
+    if not (number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 1/4, got {text}")
+    return int(number), int(shards)
 
 
 def identity(settings: dict[str, Any]) -> str:

@@ -44,8 +44,7 @@ class RankSweep:
         variance_cutoff: Smallest variance of the data worth keeping: all runs get the weight decay that cuts below it.
         variance_rtol: Threshold of the numerical rank, relative to the largest variance.
         evaluate: Called with the trained module, a directory for pictures and the seed; what it returns is added to
-            the result. An
-            :class:`~rank_trainer.evaluation.AutoencoderEvaluation`, for example.
+            the result. An :class:`~rank_trainer.evaluation.AutoencoderEvaluation`, for example.
         shard: ``(i, n)``: train every n-th run only, from the i-th on, counted from 1.
         logger: ``"wandb"``, ``"csv"``, ``"tensorboard"`` or ``"none"``.
         project: W&B project.
