@@ -42,7 +42,7 @@ def body(rows: Rows, steps: int, settings: str, missing: str) -> str:
     stops = verdicts.stops_of(rows)
     parts = [
         settings,
-        f"{missing} {times(rows, steps)}",
+        f"{missing} {times(rows, steps)}".strip(),
         RULE,
         f"## Verdicts at {steps:,} steps",
         purposes(rows, steps),
@@ -91,6 +91,8 @@ error over that of the whole latents, less one, between the cuts interpolated li
 def times(rows: Rows, steps: int) -> str:
     """How long a run took."""
     taken = [row["train/seconds"] / 60 for row in rows if row["steps"] == steps and "train/seconds" in row]
+    if not taken:
+        return ""
     return (
         f"Training to {steps:,} steps took {spread(taken)} minutes a run by the clock, in processes of one "
         "thread and of the lowest priority, beside other programs and paused at times."

@@ -1,6 +1,6 @@
 """Train autoencoders over depths and methods, and see what rank their latents get.
 
-``python examples/rank_sweep.py`` trains on scikit-learn's digits, with nothing to download, in about two minutes. Each
+``python examples/rank_sweep.py`` trains on scikit-learn's digits, with nothing to download, in under two minutes. Each
 method, depth, gain and seed is a run of its own; stopped at any time, the same command goes on with what is missing.
 """
 

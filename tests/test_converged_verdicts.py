@@ -220,6 +220,7 @@ def test_the_report_holds_the_verdicts():
     assert "-0.2 ± 0.0039: does not hold" in body
     assert "Training to 30,000 steps took 2 minutes a run" in body
     assert "Of the depth nothing is said" in body
+    assert converged_report.times([{"steps": STEPS, "rank/effective": 3.0}], STEPS) == "", "a table of before"
 
 
 def depths(*ranks, family="ours", gain=0.1, **options):
@@ -312,7 +313,7 @@ def test_a_report_keeps_the_runs_that_it_had(tmp_path, monkeypatch):
 
     made = [row | full for row in gains(0.5, 0.7, 0.6, 0.55, 0.4)] + rows(NARROW[8], 8, 0.6)
     whole = report(made)
-    assert report([]) == whole
+    assert report([]) == whole, "from the table alone"
     report(rows(NARROW[8], 8, 0.9))
     kept = tables.read_csv(tmp_path / "converged" / "runs.csv")
     assert len(kept) == len(made)
