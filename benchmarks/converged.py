@@ -1,7 +1,7 @@
-"""Autoencoders trained until their rank has stopped to matter: is there a best rank, and what gets there?
+"""Autoencoders trained for long: is there a best rank, and what gets there?
 
 ``python benchmarks/converged.py --data-dir DIR`` trains an MLP on Fashion-MNIST for 30,000 steps, and some of it for
-100,000; with ``--data cifar10`` IRMAE's network in small on CIFAR-10 for 10,000, and most of it for 30,000. It takes
+100,000; with ``--data cifar10`` IRMAE's network in small on CIFAR-10 for 10,000, and some of it for 30,000. It takes
 plain networks, linear layers as here over gains and depths, linear layers as in IRMAE, and the controls: narrower
 latents, latents cut to their leading directions, training that stops early. It measures at several stops: rank, error,
 probes with few labels and many, samples. Stopped at any time, the same command goes on from the last stop;

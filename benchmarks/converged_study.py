@@ -56,6 +56,7 @@ class Plan:
         longest: That stop.
         seeds: Number of seeds.
         draws: How often the labelled images of a few-label probe are drawn.
+        command: That trains half of it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Plan:
     longest: int
     seeds: int
     draws: int = 10
+    command: str = "python benchmarks/converged.py --data-dir DIR --shard 1/2"
 
     def jobs(self) -> Iterator[tuple[Setting, int, list[int]]]:
         """Setting, seed and stops in the order of what tells most: three seeds make an interval."""
@@ -103,7 +105,7 @@ IRMAE = {depth: Setting("irmae", depth=depth) for depth in (2, 4, 8)}
 NARROW = {width: Setting("narrow", width) for width in (2, 4, 8, 16, 32)}
 FASHION_MNIST = Plan(
     name="converged",
-    title="Autoencoders trained to convergence: is there a best rank?",
+    title="Autoencoders trained for long: is there a best rank?",
     about=f"""Fashion-MNIST: 50,000 images to train on, {VALIDATION_IMAGES:,} of its training images, drawn once, for
 validation, its 10,000 test images for what is reported. Encoder of 256 and 128 hidden units with ReLU to latents 64
 wide, and back to a sigmoid""",
@@ -136,7 +138,7 @@ wide, and back to a sigmoid""",
 #: What is most telling, at fewer stops; all of it to the first two before any to the last.
 CIFAR10 = Plan(
     name="converged_cifar10",
-    title="Convolutional autoencoders on CIFAR-10 trained to convergence: is there a best rank?",
+    title="Convolutional autoencoders on CIFAR-10 trained for long: is there a best rank?",
     about="""CIFAR-10: 45,000 images to train on, 5,000 of its training images, drawn once, for validation, its 10,000
 test images for what is reported, all as JPEG files. IRMAE's network in small: four convolutions of stride 2 with 8, 16,
 32 and 64 channels (IRMAE has four times as many) to latents 64 wide (128), and back to a sigmoid""",
@@ -160,6 +162,7 @@ test images for what is reported, all as JPEG files. IRMAE's network in small: f
     longer=[PLAIN, OURS[4, 0.03], OURS[4, 0.1], NARROW[16]],
     longest=30_000,
     seeds=3,
+    command="python benchmarks/converged.py --data cifar10 --data-dir DIR --shard 1/2",
 )
 DIGITS = replace(
     FASHION_MNIST,
@@ -203,4 +206,4 @@ validation images from {len(INVERSE_REGULARIZATIONS)} between {INVERSE_REGULARIZ
 they are: centred and divided by one number. Samples: Fréchet distance to the test images on features of a small
 convolutional classifier, one for all runs, of 10,000 samples from a Gaussian and from a mixture of ten fitted to
 training latents in the directions that the numerical rank counts. Truncated: latents of the plain network cut to their
-leading directions, no training after. Trained with `--data-dir DIR --shard 1/2` and `--shard 2/2` side by side."""
+leading directions, no training after. Trained with `{plan.command}` and `--shard 2/2` side by side."""

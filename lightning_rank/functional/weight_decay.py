@@ -12,8 +12,9 @@ decay :math:`\lambda` (``weight_decay`` of ``torch.optim.SGD`` and ``torch.optim
 .. math:: v > v_c = \frac{\lambda}{2 \kappa}, \qquad \kappa = \max_p\, (1 - p)\, p^a = \frac{a^a}{(1 + a)^{1 + a}}
 
 so directions below :math:`v_c` are cut and those above can survive, however long the training. (Zero is a rest point,
-too: a direction of up to 1.6 times the cutoff was seen to fall to it, when the start gave it too little.) The cut
-hardly depends on the depth: :math:`v_c / \lambda` is 0.5 at ``N = 0``, 1.54 at 4, 1.85 at 16 and 2 in the limit.
+too: a direction of up to 1.6 times the cutoff was seen to fall to it, when the start gave it too little.) From
+four layers on the cut hardly depends on the depth: :math:`v_c / \lambda` is 1.54 at ``N = 4``, 1.85 at 16 and 2 in the
+limit; without linear layers it is 0.5.
 
 Limits: derived for linear autoencoders, and tried on those only. Start from gain 1 (from a small gain, decay kills
 weak signals first), decay encoder, decoder and all linear layers alike, leave biases undecayed. Divide
