@@ -158,8 +158,8 @@ def _run_decoder(
     module: nn.Module, truncated: TruncatedBottleneck, latents: Tensor
 ) -> Callable[[], tuple[Tensor, Any]]:
     decoder = getattr(module, "decoder", None)
-    if decoder is not None and any(child is truncated for child in decoder.modules()):
-        decoder = None  # it takes what goes into the bottleneck, not what comes out
+    if not isinstance(decoder, nn.Module) or any(child is truncated for child in decoder.modules()):
+        decoder = None  # a method; or it takes what goes into the bottleneck, not what comes out
     assert truncated.decode is not None
     matrix, mean = truncated.decode.weight, truncated.decode.bias
     axis = axis_of(latents, truncated)

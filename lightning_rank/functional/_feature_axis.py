@@ -31,7 +31,8 @@ def resolve_feature_axis(
     Args:
         shape: Of the tensor.
         feature_axis: The axis, negative counted from the end. ``None`` takes, of axis 1 and the last one, the one that
-            is ``dim`` wide; where both are, the one that the layer beside works on.
+            is ``dim`` wide; where both are, or where the layer beside has as many features as it says, the one that
+            the layer works on.
         dim: Number of features; ``None`` if it is not known.
         beside: What the layer beside says.
 
@@ -57,6 +58,9 @@ def resolve_feature_axis(
         )
     if last < 2:
         return max(last, 0)
+    known = None if beside is None or beside.ndim not in (None, ndim) else beside.axis
+    if dim is not None and beside is not None and known is not None and shape[known] == beside.dim != dim:
+        return known % ndim  # which is not as wide as expected, as whoever knows the width will say
     width = dim
     if width is None and beside is not None:
         width = beside.dim
@@ -65,10 +69,10 @@ def resolve_feature_axis(
     doubtful = dim is None and beside is not None and beside.usual == -1 and fitting == [1]
     if len(fitting) == 1 and not doubtful:
         return fitting[0]
-    if beside is not None and beside.axis is not None and beside.ndim in (None, ndim):
+    if beside is not None and known is not None:
         decides = beside.dim in (None, width) if fitting else width is None
         if decides:
-            return beside.axis % ndim
+            return known % ndim
     if not fitting and (dim is not None or (last == 2 and beside is None)):
         return last  # which is not as wide as expected, as whoever knows the width will say; or of (B, T, dim)
     told = f"both are {width} wide" if fitting else "it is not known how many features there are"

@@ -12,7 +12,8 @@ from lightning_rank.nn.linear_bottleneck import LinearBottleneck
 End = Literal["input", "output"]
 
 _NORMS = batchnorm._NormBase | instancenorm._InstanceNorm
-_KNOWN = LinearBottleneck | conv._ConvNd | _NORMS | nn.GroupNorm | nn.Linear | nn.LayerNorm | nn.Embedding | rnn.RNNBase
+_LAST = nn.LayerNorm | nn.RMSNorm
+_KNOWN = LinearBottleneck | conv._ConvNd | _NORMS | nn.GroupNorm | nn.Linear | _LAST | nn.Embedding | rnn.RNNBase
 # They leave the number and the place of the features as they are.
 _SAME_FEATURES = {module.__name__ for module in (activation, dropout)}
 _SAME_CHANNELS = {module.__name__ for module in (pooling, upsampling, padding)}
@@ -40,7 +41,7 @@ def layer_features(module: nn.Module, end: End = "output") -> LayerFeatures | No
     """
     pooled, unknown = None, False
     for leaf, in_order in _leaves(module, end):
-        if isinstance(leaf, _KNOWN):
+        if isinstance(leaf, _KNOWN) and not _passes(leaf):
             found = _features(leaf, end)
             if unknown:  # which may have moved the channels of a convolution
                 return LayerFeatures(axis=None) if found.axis == 1 else None
@@ -79,6 +80,8 @@ def features_beside(root: nn.Module, layer: nn.Module, end: End = "output") -> L
 
 
 def _passes(leaf: nn.Module) -> bool:
+    if isinstance(leaf, _LAST):
+        return len(leaf.normalized_shape) > 1  # of all axes together, whichever has the features
     return (type(leaf).__module__ in _SAME_FEATURES or type(leaf) is nn.Identity) and type(leaf) is not nn.GLU
 
 
@@ -110,8 +113,9 @@ def _features(layer: nn.Module, end: End) -> LayerFeatures:
     if isinstance(layer, nn.Linear):
         axis = -1 if _inherits(layer, nn.Linear) else None
         return LayerFeatures(axis, layer.in_features if into else layer.out_features)
-    if isinstance(layer, nn.LayerNorm):
-        return LayerFeatures(-1 if _inherits(layer, nn.LayerNorm) else None, layer.normalized_shape[-1])
+    if isinstance(layer, _LAST):
+        kind = nn.LayerNorm if isinstance(layer, nn.LayerNorm) else nn.RMSNorm
+        return LayerFeatures(-1 if _inherits(layer, kind) else None, layer.normalized_shape[-1])
     if isinstance(layer, nn.Embedding):
         return LayerFeatures(-1, layer.embedding_dim)
     assert isinstance(layer, rnn.RNNBase)

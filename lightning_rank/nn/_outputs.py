@@ -79,7 +79,7 @@ def replace_tensor(value: Any, path: Sequence[int | str], tensor: Any) -> Any:
     key, inner = path[0], replace_tensor(_entry(value, path[0]), path[1:], tensor)
     try:
         return _with_entry(value, key, inner)
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(
             f"output: expected an entry that can be set, but {key!r} of a {type(value).__name__} cannot ({error}); "
             "name the one that it is made from, or attach before= the module that takes the latents"
@@ -92,8 +92,6 @@ def _with_entry(value: Any, key: int | str, inner: Any) -> Any:
             return value._replace(**{key: inner})  # pyright: ignore[reportAttributeAccessIssue]
         entries = [inner if index == key % len(value) else entry for index, entry in enumerate(value)]
         return type(value)._make(entries) if hasattr(value, "_make") else type(value)(entries)  # pyright: ignore
-    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
-        return dataclasses.replace(value, **{str(key): inner})
     # Compiled code knows how to copy these two, but not copy.copy.
     known: Any = value if type(value) in (dict, list) else None
     changed: Any = copy.copy(value) if known is None else type(known)(known)
@@ -101,6 +99,8 @@ def _with_entry(value: Any, key: int | str, inner: Any) -> Any:
         changed[list(value)[key]] = inner
     elif isinstance(key, int) or (isinstance(value, Mapping) and key in value):
         changed[key] = inner
+    elif dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
+        object.__setattr__(changed, key, inner)  # a frozen one, too; its __post_init__ has run
     else:
         setattr(changed, key, inner)
     return changed

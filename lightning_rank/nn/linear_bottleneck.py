@@ -141,7 +141,12 @@ class LinearBottleneck(nn.Module):
         :func:`~lightning_rank.collapse_linear_bottleneck` puts it in their place. Alone it acts on the last axis, as
         every ``nn.Linear`` does, whatever ``feature_axis`` is here. It is trainable unless all layers are frozen.
         """
-        return self._one_layer(self.weight.detach().contiguous())
+        training = {module: module.training for module in self.modules()}
+        self.eval()  # a layer may have dropout
+        weight = self.weight.detach().contiguous()
+        for module, was in training.items():
+            module.training = was
+        return self._one_layer(weight)
 
     def become_one_layer(self, layer: nn.Linear) -> None:
         """Put one layer in the place of all."""
@@ -155,21 +160,19 @@ class LinearBottleneck(nn.Module):
                 f"input: expected a real floating-point tensor, got {got}; where the module in front returns several, "
                 "attach the bottleneck with output="
             )
-        axis = resolve_feature_axis(input.shape, self.feature_axis, self.dim, self.beside)
-        if input.shape[axis] != self.dim:
-            raise ValueError(
-                f"input: expected {self.dim} features on axis {axis}, got shape {tuple(input.shape)}; "
-                "set dim to the width of the latents, or feature_axis to the axis that holds them"
-            )
+        axis = self._axis_of(input)
         if not len(self.layers):
             return input
         weights = self._plain_weights()
+        if weights is None and axis == input.ndim - 1:
+            return self._one_by_one(input)
         if weights is None:
             return self._one_by_one(input.movedim(axis, -1)).movedim(-1, axis).contiguous()
         if input.numel() // self.dim >= self.dim:
             return _multiply([compose_linear(weights)], input, axis)
         device_type = input.device.type
-        if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        casts = device_type != "meta" and torch.is_autocast_enabled(device_type)
+        if not casts or weights[0].dtype == torch.float64:  # which autocast leaves as it is
             return _multiply(weights, input, axis)
         with without_autocast(device_type):
             output = _multiply(weights, input.to(weights[0].dtype), axis)
@@ -188,8 +191,33 @@ class LinearBottleneck(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # pyright: ignore
         saved = [key for key in state_dict if key.startswith(f"{prefix}layers.")]
         if saved == [f"{prefix}layers.0.weight"] and len(self.layers) != 1:
-            self.become_one_layer(self._one_layer(self._like.new_empty(self.dim, self.dim)))
+            # The first layer's own parameter, which an optimizer may have already.
+            first = _plain_weight(self.layers[0]) if self.layers else None
+            self.become_one_layer(self._one_layer(self._like.new_empty(self.dim, self.dim) if first is None else first))
+        depth = len({key.removeprefix(prefix).split(".")[1] for key in saved})
+        if saved and self.layers and depth != len(self.layers):
+            # Like a size mismatch an error, strict or not: some of the factors make another matrix.
+            *_, errors = args
+            errors.append(
+                f"{prefix.rstrip('.')}: expected {len(self.layers)} linear layers, the checkpoint has {depth}; build "
+                f"the model with depth={depth}, or save it after collapse_linear_bottleneck"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _axis_of(self, input: Tensor) -> int:
+        if input.is_nested and input.layout == torch.strided:
+            # Sequences of several lengths: a transformer that is evaluated makes them of padded ones.
+            shape = (*[-1] * (input.ndim - 1), input.size(-1))
+            axis = resolve_feature_axis(shape, -1 if self.feature_axis is None else self.feature_axis)
+        else:
+            shape = input.shape
+            axis = resolve_feature_axis(shape, self.feature_axis, self.dim, self.beside)
+        if shape[axis] != self.dim:
+            raise ValueError(
+                f"input: expected {self.dim} features on axis {axis}, got shape {tuple(shape)}; "
+                "set dim to the width of the latents, or feature_axis to the axis that holds them"
+            )
+        return axis
 
     def _new_layer(self, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Linear:
         if self.init == "default":
@@ -199,7 +227,7 @@ class LinearBottleneck(nn.Module):
     def _one_layer(self, weight: Tensor) -> nn.Linear:
         layer = nn.Linear(self.dim, self.dim, bias=False, device="meta")
         trainable = not self.layers or any(parameter.requires_grad for parameter in self.parameters())
-        layer.weight = nn.Parameter(weight, requires_grad=trainable)
+        layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=trainable)
         return layer.train(self.training)
 
     def _plain_weights(self) -> list[Tensor] | None:

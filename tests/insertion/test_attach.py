@@ -3,7 +3,7 @@
 import copy
 import pickle
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
 import pytest
@@ -306,6 +306,86 @@ def test_layers_that_say_nothing_certain_do_not_decide(last):
     torch.testing.assert_close(net.encoder(x), applied(net.encoder.linear_bottleneck.weight, latents, 1))
     with pytest.raises(ValueError, match="axis 1 or axis 3: both are 6 wide"):
         net.encoder(torch.randn(2, 3, 5, 6))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_norm_of_all_axes_leaves_the_features_where_they_are(norm):
+    """What is beside it says where that is: a convolution, on axis 1, though the last one is as wide."""
+    net = Net(nn.Sequential(nn.Conv2d(3, 6, 1), norm([6, 6, 6])), nn.Sequential(norm([6, 6, 6]), nn.Conv2d(6, 3, 1)))
+    x = torch.randn(2, 3, 6, 6)
+    latents, decoder = net.encoder(x), copy.deepcopy(net.decoder)
+    attach_linear_bottleneck(net, dim=6, depth=2)
+    torch.testing.assert_close(net(x), decoder(applied(net.encoder.linear_bottleneck.weight, latents, 1)))
+    attach_linear_bottleneck(net, before="decoder", dim=6, depth=2)
+    with pytest.raises(ValueError, match="axis 1 or axis 3: both are 6 wide"):
+        net(x)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shape", "told"),
+    [
+        (lambda: nn.Conv2d(3, 8, 1), (2, 3, 6, 6), r"expected 6 features on axis 1, got shape \(2, 8, 6, 6\)"),
+        (lambda: nn.Linear(3, 8), (2, 6, 3), r"expected 6 features on axis 2, got shape \(2, 6, 8\)"),
+    ],
+    ids=["channels", "tokens"],
+)
+def test_a_wrong_width_is_not_taken_for_another_axis(encoder, shape, told):
+    net = attach_linear_bottleneck(Net(encoder(), nn.Identity()), dim=6, depth=2)
+    with pytest.raises(ValueError, match=told):
+        net(torch.randn(shape))
+
+
+@pytest.mark.parametrize("place", ["encoder.layers.0", "encoder.layers.1", "encoder.layers.1.linear1"])
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_a_transformer_evaluates_padded_sequences_as_it_trains_on_them(place, depth):
+    """Evaluating, torch nests them: what is padding has no place in them."""
+    layer = nn.TransformerEncoderLayer(6, 2, 6, dropout=0.0, batch_first=True)
+    net = Net(nn.TransformerEncoder(layer, 2), nn.Identity())
+    attach_linear_bottleneck(net, after=place, dim=6, depth=depth, gain=0.5)
+    x, padding = torch.randn(3, 5, 6), torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    trained = net.encoder(x, src_key_padding_mask=padding)
+    net.eval()
+    with torch.no_grad():
+        evaluated = net.encoder(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(evaluated[~padding], trained[~padding])
+
+
+@dataclass
+class Finished:
+    """Changed after it was made, and by itself when it is made."""
+
+    latents: torch.Tensor
+    made: InitVar[int] = 1
+    loss: float = field(init=False, default=0.0)
+    count: int = 0
+
+    def __post_init__(self, made):
+        self.count += made
+
+
+@dataclass(frozen=True)
+class Frozen:
+    latents: torch.Tensor
+    loss: float = 0.0
+    count: int = 1
+
+
+@pytest.mark.parametrize("kind", [Finished, Frozen])
+def test_a_dataclass_is_not_made_anew(kind):
+    class Makes(nn.Linear):
+        def forward(self, x):
+            out = kind(super().forward(x))
+            object.__setattr__(out, "loss", 3.0)
+            return out
+
+    net = attach_linear_bottleneck(Net(Makes(10, 6), nn.Identity()), dim=6, depth=2, output="latents")
+    x = torch.randn(7, 10)
+    out = net(x)
+    expected = nn.functional.linear(x, net.encoder.weight, net.encoder.bias) @ net.encoder.linear_bottleneck.weight.T
+    torch.testing.assert_close(out.latents, expected)
+    assert (out.loss, out.count) == (3.0, 1)
 
 
 def test_a_map_without_a_batch_is_refused():

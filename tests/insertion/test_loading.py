@@ -142,3 +142,25 @@ def test_a_copy_loads_as_the_original_does():
     fresh = copy.deepcopy(tiny.tiny(depth=5))
     fresh.load_state_dict(collapsed.state_dict())
     torch.testing.assert_close(fresh(tiny.rows()), model(tiny.rows()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_collapsed_checkpoint_leaves_the_optimizer_a_parameter_that_trains():
+    saved, model = tiny.tiny(depth=3), tiny.tiny(depth=4)
+    collapse_linear_bottleneck(saved)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.load_state_dict(saved.state_dict())
+    (weight,) = model.encoder.linear_bottleneck.parameters()
+    torch.testing.assert_close(weight, next(saved.encoder.linear_bottleneck.parameters()), rtol=0, atol=0)
+    before = weight.detach().clone()
+    model(tiny.rows(7)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_another_depth_is_refused_and_named(strict):
+    """Some of the factors would make another matrix."""
+    saved, model = tiny.tiny(depth=8), tiny.tiny(depth=4)
+    told = "encoder.linear_bottleneck: expected 4 linear layers, the checkpoint has 8; build the model with depth=8"
+    with pytest.raises(RuntimeError, match=told):
+        model.load_state_dict(saved.state_dict(), strict=strict)

@@ -386,6 +386,24 @@ def test_bad_inputs_are_refused(depth, latents, error, message):
         LinearBottleneck(4, depth)(latents)
 
 
+@pytest.mark.parametrize("rows", [2, 9])
+def test_autocast_leaves_float64_as_it_is(rows):
+    bottleneck, latents = LinearBottleneck(4, 2, dtype=torch.float64), torch.randn(rows, 4, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (
+            bottleneck(latents).dtype == torch.nn.functional.linear(latents, bottleneck.weight).dtype == torch.float64
+        )
+
+
+def test_collapsed_in_training_dropout_in_a_layer_is_no_part_of_the_matrix():
+    bottleneck = LinearBottleneck(4, 2)
+    bottleneck.layers[0] = torch.nn.Sequential(bottleneck.layers[0], torch.nn.Dropout(0.5))
+    expected = bottleneck.layers[1].weight @ bottleneck.layers[0][0].weight
+    bottleneck.layers[1].eval()
+    torch.testing.assert_close(bottleneck.collapse().weight, expected)
+    assert [layer.training for layer in bottleneck.layers] == [True, False], "as it was"
+
+
 def test_a_missing_axis_is_named():
     with pytest.raises(ValueError, match="feature_axis: expected an axis of a tensor with 2 axes, got 2"):
         LinearBottleneck(4, 2, feature_axis=2)(torch.ones(3, 4))
