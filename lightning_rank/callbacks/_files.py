@@ -65,9 +65,9 @@ class SpectrumFiles:
         self._waiting: dict[str, list[Spectrum]] = {}
         self._begun: set[str] = set()
 
-    def add(self, title: str, spectra: Sequence[Spectrum]) -> None:
-        """Add the last of the spectra so far to the file of that title; to a new file those before it, too."""
-        path = f"{self._directory}/{title.replace(' ', '_').replace('/', '_')}.csv"
+    def add(self, stem: str, spectra: Sequence[Spectrum]) -> None:
+        """Add the last of the spectra so far to the file of that name; to a new file those before it, too."""
+        path = f"{self._directory}/{stem}.csv"
         waiting = self._waiting.setdefault(path, [])
         if path not in self._begun:
             self._begun.add(path)

@@ -1,7 +1,7 @@
 """What the logged numbers are called: by the monitor's own arguments, never by what else there is."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lightning_rank.callbacks._history import Measure
 
@@ -17,7 +17,7 @@ class Keys:
     """
 
     def __init__(self, layers: Sequence[str], listed: bool, name: str | None, what: str) -> None:
-        self._listed, self._name, self._what = listed, name, what
+        self._layers, self._listed, self._name, self._what = set(layers), listed, name, what
         self._splits = {
             self.key(Measure(split, layer, None, "")): split
             for split in ("validate", "test", "train")
@@ -50,3 +50,14 @@ class Keys:
         name = "" if self._name is None else f"{self._name} "
         split = " in training" if of.split == "train" else ""
         return f"{name}{what} of {of.layer}{split}" + ("" if of.loader is None else f" in loader {of.loader}")
+
+    def file(self, of: Measure, others: Iterable["Keys"]) -> str:
+        """What the file of a spectrum is called: the title, or the key if one of the others has that title, too.
+
+        Those that list their layers give way, for they have the longer key.
+        """
+        twice = self._listed and any(
+            not other._listed and other._name == self._name and of.layer in other._layers for other in others
+        )
+        stem = self.key(of._replace(name=f"{of.name}spectrum")) if twice else self.title(of)
+        return stem.replace(" ", "_").replace("/", "_")

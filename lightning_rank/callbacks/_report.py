@@ -1,7 +1,7 @@
 """The spectra of a fit on their way to loggers and files."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -31,13 +31,22 @@ class SpectrumReport:
         every: When pictures are due, as :class:`Due` takes it; ``None`` for neither pictures nor files.
         last_step: Of the run that is resumed; ``None`` if none is.
         keys: What the spectra are called.
+        others: The keys of the other monitors, which leave files in the same directory.
         variance_rtol: Threshold of the numerical rank that is drawn.
     """
 
-    def __init__(self, trainer: Trainer, every: Every, last_step: int | None, keys: Keys, variance_rtol: float) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        every: Every,
+        last_step: int | None,
+        keys: Keys,
+        others: Sequence[Keys],
+        variance_rtol: float,
+    ) -> None:
         directory = files_directory(trainer, "rank_spectra")
         self._due = Due(every)
-        self._keys, self._variance_rtol = keys, variance_rtol
+        self._keys, self._others, self._variance_rtol = keys, others, variance_rtol
         self._drawn = 0
         wanted = every is not None and writes_files(trainer)
         self._draws = wanted and some_take_pictures(trainer) and importlib.util.find_spec("matplotlib") is not None
@@ -47,7 +56,7 @@ class SpectrumReport:
         """Take in the spectra that the history has just got."""
         if self._files is not None:
             for of in spectra:
-                self._files.add(self._keys.title(of), history.spectra[of])
+                self._files.add(self._keys.file(of, self._others), history.spectra[of])
         if (self._draws or self._files) and self._due.now():
             self._send(trainer, history, step)
 

@@ -167,17 +167,19 @@ class EffectiveRankMonitor(ScheduledObserver):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before a stage: refuse keys that another monitor has; for a new ``fit``, empty the history."""
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        for other in callbacks:
-            if isinstance(other, EffectiveRankMonitor) and other is not self:
-                twice = sorted(self._keys.prefixes & other._keys.prefixes)
-                if twice:
-                    raise ValueError(
-                        f"name: expected keys of its own for each EffectiveRankMonitor, got {twice[0]}... in two; pass "
-                        "name='...' to one of them, or layer=[...], which puts the layer's name into the keys"
-                    )
+        for other in self._others(trainer):
+            twice = sorted(self._keys.prefixes & other.prefixes)
+            if twice:
+                raise ValueError(
+                    f"name: expected keys of its own for each EffectiveRankMonitor, got {twice[0]}... in two; pass "
+                    "name='...' to one of them, or layer=[...], which puts the layer's name into the keys"
+                )
         self._curve.set_up(trainer, stage)
         super().setup(trainer, pl_module, stage)
+
+    def _others(self, trainer: Trainer) -> list[Keys]:
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        return [c._keys for c in callbacks if isinstance(c, EffectiveRankMonitor) and c is not self]
 
     def _next_validation(self) -> int:
         self._curve.history.validations += 1
@@ -193,7 +195,8 @@ class EffectiveRankMonitor(ScheduledObserver):
         """Before the first training batch: take over the curve of a loaded checkpoint; open the report."""
         self._curve.start()
         every, rows = self.log_spectrum_every_n_epochs, self._curve.history.rows
-        self._report = SpectrumReport(trainer, every, rows[-1].step if rows else None, self._keys, self.variance_rtol)
+        last_step, others = rows[-1].step if rows else None, self._others(trainer)
+        self._report = SpectrumReport(trainer, every, last_step, self._keys, others, self.variance_rtol)
         super().on_train_start(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

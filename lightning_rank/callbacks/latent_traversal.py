@@ -212,7 +212,9 @@ class LatentTraversal(LayerObserver):
 
     def _decode(self, pl_module: LightningModule, rows: list[Tensor]) -> Tensor:
         decoder = find_submodule(pl_module, self.decoder, "decoder")
-        return torch.stack([self._as_images(decoder(row.to(pl_module.device))).cpu() for row in rows])
+        # A copy of its own, laid out as usual, for decoders that view it or write into it.
+        given = [row.to(pl_module.device).clone(memory_format=torch.contiguous_format) for row in rows]
+        return torch.stack([self._as_images(decoder(latents)).cpu() for latents in given])
 
     def _as_images(self, decoded: Any) -> Tensor:
         images = self.to_images(decoded)

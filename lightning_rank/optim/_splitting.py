@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from lightning_rank.optim._wrapping import check_groups_can_be_added, replaced, 
 from lightning_rank.optim.param_groups import MULTIPLIER_KEY, LinearGroup
 
 _PER_PARAMETER = {"params", "param_names"}
+
+# Of each optimizer the places of its parameters, by id, in the order in which the user gave them. One that is fitted
+# again comes with the groups that it has been split into, which do not tell it.
+_PLACES: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
 
 
 class SplitOptimizer:
@@ -42,7 +47,6 @@ class SplitOptimizer:
         self.saved_layout: list[bool] | None = None
         self._linear = linear
         self._owner = {id(parameter): group for group in linear for parameter in group.params}
-        self._place: dict[int, int] = {}  # of each parameter, in the order in which the user gave them
         self._pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []  # each linear group and its partner
         self._known: list[tuple[int, int, int]] = []  # the shape of the groups as they were split last
         self._users_turn = False
@@ -55,6 +59,7 @@ class SplitOptimizer:
         self._before = [(group, dict(group)) for group in optimizer.param_groups]
         groups = [*map(id, optimizer.param_groups)]
         self._chain = [member for member in wrapped(optimizer) if [*map(id, member.param_groups)] == groups]
+        self._place = _PLACES.setdefault(self._chain[-1], {})
         self._hyper_parameters = {key for member in self._chain for key in _hyper_parameters(member)}
         self.split()
         # A wrapper may do without torch's constructor, and so without hooks; what is inside has them.

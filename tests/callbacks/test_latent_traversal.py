@@ -286,6 +286,27 @@ def test_all_positions_of_an_image_latent_move_alike_and_colours_stay(tmp_path):
     assert read(next(tmp_path.rglob("*.png"))).equal(callback.picture)
 
 
+class Doubling(nn.ConvTranspose2d):
+    def forward(self, z):
+        return super().forward(2 * z)
+
+
+class DoublingInPlace(nn.ConvTranspose2d):
+    def forward(self, z):
+        z.view(-1).mul_(2)
+        return super().forward(z)
+
+
+def test_a_decoder_may_view_its_latents_and_write_into_them(tmp_path):
+    module, loader = Convolutional(), DataLoader(TensorDataset(torch.rand(20, 3, 4, 6)), 8)
+    pictures = []
+    for module.decoder.__class__ in (Doubling, DoublingInPlace):
+        trainer = tiny.trainer(callbacks=[callback := LatentTraversal("encoder")], default_root_dir=tmp_path)
+        trainer.validate(module, loader, verbose=False)
+        pictures.append(callback.picture)
+    assert torch.equal(*pictures)
+
+
 class Variational(tiny.TinyAutoencoder):
     class Encoder(nn.Linear):
         def forward(self, x):

@@ -78,6 +78,21 @@ def test_files_are_appended_to_and_a_resumed_run_goes_on_where_its_checkpoint_wa
     assert [row[0] for row in read(tmp_path / path.replace("broken", "elsewhere"))[1]] == [0, 1, 2, 3, 4, 5]
 
 
+def test_two_monitors_of_one_layer_have_a_file_each(tmp_path):
+    layer = "encoder.linear_bottleneck"
+    monitors = [EffectiveRankMonitor(layer), EffectiveRankMonitor([layer], max_rows=4)]
+    fit(*monitors, logger=CSVLogger(tmp_path), max_epochs=2)
+    directory = tmp_path / "lightning_logs/version_0/rank_spectra"
+    weights = (f"composed_matrix_of_{layer}", f"rank_{layer}_weight_spectrum")
+    latents = (f"latents_of_{layer}", f"rank_{layer}_spectrum")
+    assert sorted(path.stem for path in directory.iterdir()) == sorted(weights + latents)
+    for name, monitor in zip(latents, monitors, strict=True):
+        _, rows = read(directory / f"{name}.csv")
+        assert [row[0] for row in rows] == [0, 1]
+        assert rows[-1][2:] == monitor.singular_values[layer].tolist()
+    assert read(directory / f"{weights[0]}.csv") == read(directory / f"{weights[1]}.csv")
+
+
 def long_history(epochs=10_000, dim=1024):
     history = RankHistory()
     names = ["effective", "participation", "stable", "alpha", "rankme", "condition", "weight_effective"]

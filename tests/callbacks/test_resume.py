@@ -177,6 +177,21 @@ def test_states_are_migrated_by_parameter_whatever_their_order(tmp_path):
         assert torch.equal(lrs.restored[name]["exp_avg"], value)
 
 
+@pytest.mark.parametrize("crash", [False, True])
+def test_states_go_to_their_parameters_in_an_optimizer_that_an_earlier_fit_has_split(crash, tmp_path):
+    path = tmp_path / "last.ckpt"
+    trainer, model, _ = stage(path, 2)
+    expected = {name: trainer.optimizers[0].state[p]["exp_avg"] for name, p in model.named_parameters()}
+    model = tiny.tiny()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with pytest.raises(RuntimeError, match="on purpose") if crash else nullcontext():
+        callbacks = [DepthScaledLR(), Crash(0)] if crash else [DepthScaledLR()]
+        stage(tmp_path / "other.ckpt", 1, *callbacks, model=model, optimizer=lambda parameters, lr: optimizer)
+    _, _, lrs = stage(path, 3, DepthScaledLR(), model=model, optimizer=lambda parameters, lr: optimizer)
+    for name, value in expected.items():
+        assert torch.equal(lrs.restored[name]["exp_avg"], value), name
+
+
 def test_a_run_without_the_bottleneck_goes_on_with_it(tmp_path):
     path = tmp_path / "last.ckpt"
     plain = tiny.TinyAutoencoder()
