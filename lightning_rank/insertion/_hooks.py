@@ -6,7 +6,7 @@ along.
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 from torch import nn
 
@@ -14,6 +14,8 @@ from lightning_rank.nn._outputs import Output, replace_tensor, select_tensor, te
 
 #: Name of the child that the bottleneck becomes.
 CHILD = "linear_bottleneck"
+
+End = Literal["input", "output"]
 
 
 def hook_output(module: nn.Module, output: Output | None) -> None:
@@ -28,7 +30,7 @@ def hook_input(module: nn.Module, output: Output | None) -> None:
     module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def hooked_at(module: nn.Module, end: str) -> tuple[int | str, ...] | None:
+def hooked_at(module: nn.Module, end: End) -> tuple[int | str, ...] | None:
     """Where the tensor is that passes through the child, of the ``"output"`` or ``"input"``; ``None`` if none does."""
     hooks, function = _of(module, end)
     for hook in hooks.values():
@@ -40,7 +42,8 @@ def hooked_at(module: nn.Module, end: str) -> tuple[int | str, ...] | None:
 
 def carry_over(module: nn.Module, other: nn.Module) -> None:
     """Give a module that takes the place of another one the child and the hooks of that one."""
-    for end, hook in (("output", hook_output), ("input", hook_input)):
+    hooks: dict[End, Any] = {"output": hook_output, "input": hook_input}
+    for end, hook in hooks.items():
         at = hooked_at(module, end)
         if at is not None:
             other.add_module(CHILD, module._modules[CHILD])
@@ -49,7 +52,8 @@ def carry_over(module: nn.Module, other: nn.Module) -> None:
 
 def unhook(module: nn.Module) -> None:
     """Take the hooks off a module."""
-    for end in ("output", "input"):
+    ends: tuple[End, ...] = ("output", "input")
+    for end in ends:
         hooks, function = _of(module, end)
         for handle in [handle for handle, hook in hooks.items() if getattr(hook, "func", None) is function]:
             del hooks[handle]
@@ -63,7 +67,12 @@ def does_what_its_class_does(module: nn.Module) -> bool:
     return all(ours) and "forward" not in vars(module)
 
 
-def _of(module: nn.Module, end: str) -> tuple[dict[int, Any], Any]:
+def runs_its_steps(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether it runs its entries one after the other, as ``nn.Sequential`` does."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _of(module: nn.Module, end: End) -> tuple[dict[int, Any], Any]:
     if end == "output":
         return module._forward_hooks, _pass_output
     return module._forward_pre_hooks, _pass_input

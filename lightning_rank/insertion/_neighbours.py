@@ -2,139 +2,151 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Container, Iterator
 from typing import Any
 
-from torch import fx, nn
-from torch.fx.node import map_arg
+from torch import Tensor, fx, nn
 
 from lightning_rank.insertion._folding import Foldable, is_foldable
-from lightning_rank.insertion._hooks import does_what_its_class_does
+from lightning_rank.insertion._hooks import CHILD, End, does_what_its_class_does, hooked_at
+from lightning_rank.insertion._passes import ForwardPass, names_in_code, read_pass, storage_of, times_used
 
 Path = tuple[int | str, ...]
 
 
-class _Shallow(fx.Tracer):
-    """Looks at one forward pass only: what the children do is their own."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def layer_in_front(root: nn.Module, child: nn.Module, training: bool) -> Foldable | None:
-    """The layer whose output is all that ``child`` is given, wherever in ``root``; ``None`` if that is not seen.
+class Neighbours:
+    """The layers beside submodules of ``root``, as far as that is seen in its forward passes.
 
     Args:
         root: Where to look.
-        child: A submodule of it.
         training: In which mode.
+        gone: Bottlenecks that are looked through, as if they were taken out already.
     """
-    found = _call(root, child, training)
-    if found is None:
-        return None
-    parent, graph, node = found
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or _uses(source) != 1:
-        return None
-    if source.op == "call_module":
-        return last_layer(*_target(parent, graph, source), training)
-    return layer_in_front(root, parent, training) if [source] == _inputs(graph) else None
 
+    def __init__(self, root: nn.Module, training: bool, gone: Container[nn.Module] = ()) -> None:
+        self.root = root
+        self.training = training
+        self.gone = gone
+        self._read: dict[nn.Module, ForwardPass | None] = {}
 
-def layer_behind(root: nn.Module, child: nn.Module, training: bool) -> Foldable | None:
-    """The layer that is given the output of ``child``, and nothing else is; ``None`` if that is not seen.
-
-    Args: As :func:`layer_in_front`.
-    """
-    found = _call(root, child, training)
-    if found is None:
-        return None
-    parent, graph, node = found
-    taker = _only_taker(node)
-    if taker is None:
-        return None
-    if taker.op == "output":
-        return layer_behind(root, parent, training)
-    return first_layer(*_target(parent, graph, taker), training)
-
-
-def last_layer(module: nn.Module | None, path: Path, training: bool) -> Foldable | None:
-    """The layer that makes what ``module`` returns, at ``path`` of it; ``None`` if that is not seen."""
-    if module is None or is_foldable(module):
-        return module
-    graph = _traced(module, training)
-    if graph is None:
-        return None
-    result: Any = next(node for node in graph.nodes if node.op == "output").args[0]
-    for key in path:
-        if not isinstance(result, tuple | list | dict):
+    def layer_in_front(self, child: nn.Module) -> Foldable | None:
+        """The layer whose output is all that ``child`` is given, wherever in ``root``; ``None`` if that is not seen."""
+        call = self._only_call(child)
+        source = call[1].args[0] if call is not None and call[1].args else None
+        if call is None or not isinstance(source, fx.Node) or times_used(source) != 1:
             return None
-        result = result[key]  # pyright: ignore
-    if not isinstance(result, fx.Node) or result.op != "call_module" or _uses(result) != 1:
-        return None
-    return last_layer(*_target(module, graph, result), training)
+        if source.op == "call_module":
+            return self.last_layer(self._called(source, call[0], "output"))
+        parent, read = call[0], self._pass(call[0])
+        assert read is not None
+        return self.layer_in_front(parent) if [source] == read.inputs and self._is_open(parent, "input") else None
+
+    def layer_behind(self, child: nn.Module) -> Foldable | None:
+        """The layer that is given the output of ``child``, and nothing else is; ``None`` if that is not seen."""
+        call = self._only_call(child)
+        taker = None if call is None else _only_taker(call[1])
+        if call is None or taker is None:
+            return None
+        if taker.op == "call_module":
+            return self.first_layer(self._called(taker, call[0], "input"))
+        return self.layer_behind(call[0]) if self._is_open(call[0], "output") else None
+
+    def last_layer(self, module: nn.Module | None, path: Path = ()) -> Foldable | None:
+        """The layer that makes what ``module`` returns, at ``path`` of it; ``None`` if that is not seen."""
+        if module is None or is_foldable(module):
+            return module
+        if module in self.gone:
+            return self.layer_in_front(module)
+        read = self._pass_of_class(module)
+        if read is None:
+            return None
+        result: Any = read.output
+        for key in path:
+            if not isinstance(result, tuple | list | dict):
+                return None
+            result = result[key]  # pyright: ignore
+        if not isinstance(result, fx.Node) or result.op != "call_module" or times_used(result) != 1:
+            return None
+        return self.last_layer(self._called(result, module, "output"))
+
+    def first_layer(self, module: nn.Module | None, path: Path = ()) -> Foldable | None:
+        """The layer that takes what ``module`` is given, at that position or name; ``None`` if that is not seen."""
+        if module is None or is_foldable(module):
+            return module
+        if module in self.gone:
+            return self.layer_behind(module)
+        read = self._pass_of_class(module)
+        inputs = [] if read is None else read.inputs
+        given = [node for index, node in enumerate(inputs) if not path or path[0] in (index, node.target)]
+        taker = _only_taker(given[0]) if len(given) == 1 and len(path) < 2 else None
+        if taker is None or taker.op != "call_module":
+            return None
+        return self.first_layer(self._called(taker, module, "input"))
+
+    def is_free(self, layer: Foldable) -> bool:
+        """Whether nothing else has the layer or shares its parameters, and no forward pass around uses those.
+
+        Where a forward pass cannot be read, whether its code names them.
+        """
+        own = {name: storage_of(value) for name, value in layer._parameters.items() if value is not None}
+        held = [storage_of(tensor) for parent in self.root.modules() for tensor in _tensors_of(parent)]
+        keepers = [module for parent in self.root.modules() for module in _kept_by(parent) if layer in module.modules()]
+        if len(self._holders(layer)) > 1 or keepers or any(held.count(storage) > 1 for storage in own.values()):
+            return False
+        for parent in self._around(layer):
+            read = self._pass(parent)
+            if own.keys() & names_in_code(parent) if read is None else read.storages.intersection(own.values()):
+                return False
+        return True
+
+    def _pass(self, module: nn.Module) -> ForwardPass | None:
+        if module not in self._read:
+            self._read[module] = read_pass(module, self.training)
+        return self._read[module]
+
+    def _pass_of_class(self, module: nn.Module) -> ForwardPass | None:
+        return self._pass(module) if does_what_its_class_does(module) else None
+
+    def _around(self, module: nn.Module) -> list[nn.Module]:
+        return [m for m in self.root.modules() if m is not module and any(child is module for child in m.modules())]
+
+    def _holders(self, module: nn.Module) -> list[nn.Module]:
+        return [parent for parent in self.root.modules() for child in parent._modules.values() if child is module]
+
+    def _only_call(self, module: nn.Module) -> tuple[nn.Module, fx.Node] | None:
+        """The one call of a module that one other has, from wherever in ``root``, and who calls it."""
+        reads = [(parent, self._pass(parent)) for parent in self._around(module)]
+        calls = [(p, node) for p, read in reads if read for node, called in read.calls.items() if called is module]
+        one = len(calls) == len(self._holders(module)) == 1 and does_what_its_class_does(calls[0][0])
+        return calls[0] if one else None
+
+    def _called(self, node: fx.Node, parent: nn.Module, end: End) -> nn.Module | None:
+        """What is called there, if only there and nothing lies in between at that end of it."""
+        read = self._pass(parent)
+        assert read is not None
+        module = read.calls[node]
+        return module if self._only_call(module) is not None and self._is_open(module, end) else None
+
+    def _is_open(self, module: nn.Module, end: End) -> bool:
+        return hooked_at(module, end) is None or module.get_submodule(CHILD) in self.gone
 
 
-def first_layer(module: nn.Module | None, path: Path, training: bool) -> Foldable | None:
-    """The layer that takes what ``module`` is given, at that position or name; ``None`` if that is not seen."""
-    if module is None or is_foldable(module):
-        return module
-    graph = _traced(module, training)
-    inputs = [] if graph is None else _inputs(graph)
-    given = [node for index, node in enumerate(inputs) if not path or path[0] in (index, node.target)]
-    taker = _only_taker(given[0]) if len(given) == 1 and len(path) < 2 else None
-    if graph is None or taker is None or taker.op != "call_module":
-        return None
-    return first_layer(*_target(module, graph, taker), training)
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    for held in (module._parameters, module._buffers, vars(module)):
+        yield from (value for value in held.values() if isinstance(value, Tensor))
 
 
-def _call(root: nn.Module, child: nn.Module, training: bool) -> tuple[nn.Module, fx.Graph, fx.Node] | None:
-    """The one call of ``child`` in the forward pass of the one module that holds it."""
-    holders = [(parent, name) for parent in root.modules() for name, other in parent._modules.items() if other is child]
-    if len(holders) != 1:
-        return None
-    parent, name = holders[0]
-    graph = _traced(parent, training)
-    calls = [] if graph is None else [node for node in graph.nodes if node.op == "call_module" and node.target == name]
-    return (parent, graph, calls[0]) if graph is not None and len(calls) == 1 else None
-
-
-def _traced(module: nn.Module, training: bool) -> fx.Graph | None:
-    if not does_what_its_class_does(module):
-        return None
-    # A forward pass may keep what it computes: in attributes, in lists, in buffers. The children are not run.
-    twin = copy.copy(module)
-    kept = {name: copy.copy(value) for name, value in vars(module).items() if isinstance(value, dict | list | set)}
-    vars(twin).update(kept, training=training)
-    twin._buffers.update({name: None if value is None else value.clone() for name, value in module._buffers.items()})
-    try:
-        return _Shallow().trace(twin)
-    except Exception:  # whatever a forward pass does that cannot be seen without data
-        return None
-
-
-def _target(parent: nn.Module, graph: fx.Graph, call: fx.Node) -> tuple[nn.Module | None, Path]:
-    """What is called, if that is the only call of it."""
-    calls = sum(node.op == "call_module" and node.target == call.target for node in graph.nodes)
-    return (parent.get_submodule(str(call.target)) if calls == 1 else None), ()
+def _kept_by(module: nn.Module) -> Iterator[nn.Module]:
+    """Modules that are attributes of it, alone or in a list, but not its children."""
+    for value in vars(module).values():
+        entries = value if isinstance(value, list | tuple) else [value]
+        yield from (entry for entry in entries if isinstance(entry, nn.Module))
 
 
 def _only_taker(node: fx.Node) -> fx.Node | None:
     """What alone uses a value, as it is: a module's call that is given it first, or the end of the pass."""
-    if _uses(node) != 1:
+    if times_used(node) != 1:
         return None
     (user,) = node.users
     plain = user.op in ("call_module", "output") and len(user.args) > 0 and user.args[0] is node
     return user if plain else None
-
-
-def _uses(node: fx.Node) -> int:
-    """How often a value is used; a call that is given it twice uses it twice."""
-    found: list[fx.Node] = []
-    for user in node.users:
-        map_arg((user.args, user.kwargs), lambda used: found.append(used) if used is node else None)
-    return len(found)
-
-
-def _inputs(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if node.op == "placeholder"]

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from lightning_rank.insertion._hooks import CHILD, hook_input, hook_output
+from lightning_rank.insertion._hooks import CHILD, hook_input, hook_output, runs_its_steps
 from lightning_rank.insertion._loading import load_old_layout, load_when_missing
 from lightning_rank.insertion._participation import expect_gradients
 from lightning_rank.nn._layer_axis import layer_features
@@ -124,7 +124,7 @@ def insert(
     host.add_module(CHILD, bottleneck.train(host.training))
     if before is not None:
         hook_input(host, output)
-    elif after is not None and not _runs_its_steps(host):
+    elif after is not None and not runs_its_steps(host):
         hook_output(host, output)
     load_when_missing(bottleneck, allow_missing)
     name = plain_name(next(name for name, child in root.named_modules() if child is bottleneck))
@@ -138,7 +138,7 @@ def _host(root: nn.Module, name: str, argument: str, takes_step: bool) -> nn.Mod
     """The module that gets the child: a Sequential if it may get one more step, else its outermost step."""
     host = find_submodule(root, name, argument, endings=False)
     host = getattr(host, "_orig_mod", host)  # of a compiled one, the module itself
-    while _runs_its_steps(host) and len(host) > 0 and not takes_step:
+    while runs_its_steps(host) and len(host) > 0 and not takes_step:
         host = host[-1 if argument == "after" else 0]
         if sum(child is host for parent in root.modules() for child in parent._modules.values()) > 1:
             raise ValueError(
@@ -147,20 +147,16 @@ def _host(root: nn.Module, name: str, argument: str, takes_step: bool) -> nn.Mod
                 "each; give each place a module of its own"
             )
         host = getattr(host, "_orig_mod", host)
-    without_steps = _runs_its_steps(host) and not takes_step
+    without_steps = runs_its_steps(host) and not takes_step
     if without_steps or getattr(host.forward, "__func__", None) is nn.Module.forward:
         raise ValueError(f"{argument}: expected a submodule that is called, got {name!r}, a {type(host).__name__}")
-    if isinstance(host, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not _runs_its_steps(host):
+    if isinstance(host, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not runs_its_steps(host):
         raise ValueError(
             f"{argument}: expected a module that does not run its entries by itself, got {name!r}, a "
             f"{type(host).__name__}, which would run the bottleneck as one more; name one of its entries, or the "
             f"module {'that takes what it returns (before=)' if argument == 'after' else 'in front of it (after=)'}"
         )
     return host
-
-
-def _runs_its_steps(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _check_output(output: Any, named: bool) -> None:

@@ -1,17 +1,18 @@
 """The way back: the linear bottleneck becomes part of a layer beside it, and the module is what it was."""
 
-from collections import Counter
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_rank.insertion._folding import Foldable, composed_behind, composed_in_front, set_parameters
-from lightning_rank.insertion._hooks import CHILD, hooked_at, unhook
-from lightning_rank.insertion._neighbours import first_layer, last_layer, layer_behind, layer_in_front
+from lightning_rank.insertion._hooks import CHILD, hooked_at, runs_its_steps, unhook
+from lightning_rank.insertion._neighbours import Neighbours
 from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Fold = tuple[Foldable, Callable[[Foldable, Tensor], tuple[Tensor, Tensor | None]]]
 
 
 def merge_linear_bottleneck(module: ModuleT) -> ModuleT:
@@ -25,11 +26,12 @@ def merge_linear_bottleneck(module: ModuleT) -> ModuleT:
     ``nn.Identity`` takes its place.
 
     Which layer is beside is read off the forward passes, without data (``torch.fx``): a linear layer or convolution,
-    plain and with one group, that gives its output to the bottleneck alone or alone takes the output of it, and that
-    shares its parameters with no other. A layer of the module that the bottleneck was attached to comes first: that
-    module then does the same for whoever calls it. Folded into a layer of another module, the latents in between are
-    others from then on, and so is whatever else is made of them. Do it when training is over; an optimizer made before
-    still holds the old layers.
+    plain and with one group, that gives its output to the bottleneck alone or alone takes the output of it, that is
+    called nowhere else, and whose parameters nothing else shares or computes with; of a forward pass that cannot be
+    read, the code must not name them (``weight``). A layer of the module that the bottleneck was attached to comes
+    first: that module then does the same for whoever calls it. Folded into a layer of another module, the latents in
+    between are others from then on, and so is whatever else is made of them. Do it when training is over; an optimizer
+    made before still holds the old layers.
 
     Args:
         module: A module with one or more :class:`~lightning_rank.LinearBottleneck`, collapsed or not.
@@ -56,41 +58,59 @@ def merge_linear_bottleneck(module: ModuleT) -> ModuleT:
     if not found or "" in found:
         got = "the LinearBottleneck itself" if found else "none"
         raise ValueError(f"module: expected a LinearBottleneck somewhere in {type(module).__name__}, got {got}")
-    for name, bottleneck in found.items():
-        if bottleneck.depth > 0 and _layer_beside(module, bottleneck) is None:
-            raise ValueError(
-                f"module: expected a plain linear layer or convolution right in front of or behind {plain_name(name)!r}"
-                ", found none that gives it its input alone, or alone takes its output; collapse_linear_bottleneck "
-                "leaves a bottleneck of one layer, load it with attach_linear_bottleneck(..., depth=1)"
-            )
+    folds = _planned(module, found)
+    weights = {bottleneck: bottleneck.weight for bottleneck in folds}
+    # Nothing was changed up to here.
+    for bottleneck, (layer, compose) in folds.items():
+        set_parameters(layer, *compose(layer, weights[bottleneck]))
     for bottleneck in found.values():
-        if bottleneck.depth > 0:
-            beside = _layer_beside(module, bottleneck)
-            assert beside is not None
-            layer, compose = beside
-            set_parameters(layer, *compose(layer, bottleneck.weight))
         _take_out(module, bottleneck)
     return module
 
 
-def _layer_beside(root: nn.Module, bottleneck: LinearBottleneck) -> tuple[Foldable, Any] | None:
-    trials = [_candidates(root, bottleneck, training) for training in (True, False)]
+def _planned(root: nn.Module, found: dict[str, LinearBottleneck]) -> dict[LinearBottleneck, Fold]:
+    """Which layer takes which bottleneck in, in that order: of two in a row the one next to the layer comes first."""
+    folds: dict[LinearBottleneck, Fold] = {}
+    gone = {bottleneck for bottleneck in found.values() if bottleneck.depth == 0}
+    waiting = {name: bottleneck for name, bottleneck in found.items() if bottleneck.depth > 0}
+    modes = [Neighbours(root, training, gone) for training in (True, False)]
+    while waiting:
+        trials = ((name, _layer_beside(modes, bottleneck)) for name, bottleneck in waiting.items())
+        name, fold = next(((name, fold) for name, fold in trials if fold is not None), (next(iter(waiting)), None))
+        if fold is None:
+            raise ValueError(
+                f"module: expected a plain linear layer or convolution right in front of or behind {plain_name(name)!r}"
+                ", found none that gives it its input alone, or alone takes its output, and is used nowhere else; "
+                "collapse_linear_bottleneck leaves a bottleneck of one layer, load it with "
+                "attach_linear_bottleneck(..., depth=1)"
+            )
+        bottleneck = waiting.pop(name)
+        folds[bottleneck] = fold
+        gone.add(bottleneck)
+    return folds
+
+
+def _layer_beside(modes: list[Neighbours], bottleneck: LinearBottleneck) -> Fold | None:
+    trials = [_candidates(neighbours, bottleneck) for neighbours in modes]
     for (layer, compose), (other, _) in zip(*trials, strict=True):
-        if layer is not None and layer is other and _is_free(root, layer) and _fits(layer, bottleneck, compose):
+        if layer is None or layer is not other or not _fits(layer, bottleneck, compose):
+            continue
+        if all(neighbours.is_free(layer) for neighbours in modes):
             return layer, compose
     return None
 
 
-def _candidates(root: nn.Module, bottleneck: LinearBottleneck, training: bool) -> list[tuple[Foldable | None, Any]]:
+def _candidates(neighbours: Neighbours, bottleneck: LinearBottleneck) -> list[tuple[Foldable | None, Any]]:
     """The layers on both sides; first one that belongs to the module it was attached to, whoever calls that module."""
-    host = next(parent for parent in root.modules() if any(child is bottleneck for child in parent._modules.values()))
+    modules = neighbours.root.modules()
+    host = next(parent for parent in modules if any(child is bottleneck for child in parent._modules.values()))
     behind, before = hooked_at(host, "output"), hooked_at(host, "input")
     if before is not None:
-        front, back = layer_in_front(root, host, training), first_layer(host, before, training)
+        front, back = neighbours.layer_in_front(host), neighbours.first_layer(host, before)
     elif behind is not None:
-        front, back = last_layer(host, behind, training), layer_behind(root, host, training)
+        front, back = neighbours.last_layer(host, behind), neighbours.layer_behind(host)
     else:
-        front, back = layer_in_front(root, bottleneck, training), layer_behind(root, bottleneck, training)
+        front, back = neighbours.layer_in_front(bottleneck), neighbours.layer_behind(bottleneck)
     found = [(front, composed_in_front), (back, composed_behind)]
     return found[::-1] if before is not None else found
 
@@ -103,20 +123,11 @@ def _fits(layer: Foldable, bottleneck: LinearBottleneck, compose: Any) -> bool:
     return bottleneck.feature_axis in axes and layer.weight.shape[0 if out else 1] == bottleneck.dim
 
 
-def _is_free(root: nn.Module, layer: Foldable) -> bool:
-    """Whether nothing else has the layer or one of its parameters."""
-    held = Counter(id(p) for parent in root.modules() for p in parent._parameters.values() if p is not None)
-    holders = sum(child is layer for parent in root.modules() for child in parent._modules.values())
-    return holders <= 1 and all(
-        held[id(parameter)] == 1 for parameter in layer._parameters.values() if parameter is not None
-    )
-
-
 def _take_out(root: nn.Module, bottleneck: LinearBottleneck) -> None:
     for parent in list(root.modules()):
         for name in [name for name, child in parent._modules.items() if child is bottleneck]:
             attached = hooked_at(parent, "output") is not None or hooked_at(parent, "input") is not None
-            step = isinstance(parent, nn.Sequential) and name == CHILD
+            step = runs_its_steps(parent) and name == CHILD
             if attached or step:
                 delattr(parent, name)
                 unhook(parent)

@@ -6,7 +6,8 @@ import pytest
 import tiny
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.functional import linear
+from torch.nn.utils import parametrizations, prune
 
 from lightning_rank import (
     LinearBottleneck,
@@ -226,6 +227,82 @@ def test_several_bottlenecks_and_the_identity():
     assert not any(isinstance(module, LinearBottleneck) for module in net.modules())
 
 
+class Registered(nn.Module):
+    """The decoder before the encoder, which is not the order of the calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Sequential(nn.ReLU(), nn.Linear(6, 10))
+        self.encoder = nn.Linear(10, 6)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+IN_A_ROW = {
+    "both into the layer behind": (lambda: Net(relu(), nn.Linear(6, 10)), "encoder"),
+    "both into the layer in front": (lambda: Net(nn.Linear(10, 6), nn.Tanh()), "encoder"),
+    "both into the layer in front, one as a step": (
+        lambda: Net(nn.Sequential(nn.Linear(10, 6)), nn.Tanh()),
+        "encoder",
+    ),
+    "both into the layer behind, one of another module": (lambda: Net(Encoder(nn.ReLU), Decoder()), "encoder"),
+    "of the module and of its layer": (lambda: Net(Encoder(), Decoder()), "encoder.out"),
+    "in another order than they are called": (Registered, "encoder"),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("case", IN_A_ROW)
+def test_of_two_bottlenecks_in_a_row_the_one_next_to_the_layer_comes_first(case, first):
+    make, after = IN_A_ROW[case]
+    other = {"after": "encoder"} if after == "encoder.out" else {"before": "decoder"}
+    net = make()
+    for place in [{"after": after}, other][:: 1 if first else -1]:
+        attach_linear_bottleneck(net, **place, dim=6, depth=2, gain=1.0)
+    x = torch.randn(7, 10)
+    expected = net(x)
+    torch.testing.assert_close(merge_linear_bottleneck(net)(x), expected, rtol=1e-5, atol=1e-5)
+    assert list(net.state_dict()) == list(make().state_dict())
+
+
+def test_a_container_with_a_forward_of_its_own_keeps_what_it_calls():
+    class Steps(LinearBottleneckMixin, nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(10, 6), nn.Linear(6, 10))
+            self.add_linear_bottleneck(dim=6, depth=2, gain=0.5)
+
+        def forward(self, x):
+            return self[1](self.linear_bottleneck(self[0](x)))
+
+    net, x = Steps(), torch.randn(3, 10)
+    expected = net(x)
+    torch.testing.assert_close(merge_linear_bottleneck(net)(x), expected)
+
+
+def test_layers_that_are_parametrized_are_passed_over():
+    decoder = parametrizations.spectral_norm(nn.Linear(6, 10))
+    for net in (
+        Net(nn.Linear(10, 6), decoder),
+        Net(parametrizations.weight_norm(nn.Linear(10, 6)), nn.Linear(6, 10)),
+        Net(nn.Sequential(parametrizations.weight_norm(nn.Linear(10, 6)), nn.ReLU()), nn.Linear(6, 10)),
+    ):
+        attach_linear_bottleneck(net.eval(), dim=6, depth=2, gain=0.5)
+        x = torch.randn(3, 10)
+        expected = net(x)
+        torch.testing.assert_close(merge_linear_bottleneck(net)(x), expected)
+
+
+def test_to_ask_a_weight_for_its_type_is_no_use_of_it():
+    class Casting(Net):
+        def forward(self, x):
+            return self.decoder(self.encoder(x.to(self.encoder.weight.dtype)))
+
+    net, x = attach_linear_bottleneck(Casting(nn.Linear(10, 6), nn.Tanh()), dim=6, gain=0.5), torch.randn(3, 10)
+    expected = net(x)
+    torch.testing.assert_close(merge_linear_bottleneck(net)(x), expected)
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
@@ -246,6 +323,53 @@ class Choosing(Net):
     def forward(self, x):
         latents = self.encoder(x)
         return self.decoder(latents) if latents.sum() > 0 else latents
+
+
+class Transposing(nn.Module):
+    """Uses the weight of the encoder to decode."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(10, 6)
+
+    def forward(self, x):
+        return self.decode(self.encoder(x))
+
+    def decode(self, z):
+        return linear(z, self.encoder.weight.t())
+
+
+class Unreadable(Transposing):
+    def forward(self, x):
+        assert x.sum() < 1e9
+        return super().decode(self.encoder(x))
+
+
+class Hiding(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.hidden = [encoder]
+
+    def forward(self, z):
+        return linear(z, self.hidden[0].weight.t())
+
+
+def hidden():
+    encoder = nn.Linear(10, 6)
+    return Net(encoder, Hiding(encoder))
+
+
+def same_memory():
+    net = Net(nn.Linear(10, 6), nn.Linear(6, 10))
+    net.decoder.weight.data = net.encoder.weight.data.t()
+    return net
+
+
+class Reaching(Net):
+    """Calls a layer of the encoder past it."""
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x) + self.encoder[0](-x))
 
 
 def pruned():
@@ -302,6 +426,12 @@ NOWHERE = {
     "another forward pass in evaluation": lambda: Net(Normalizing(), nn.Tanh()),
     "activations on both sides": lambda: Net(relu(), nn.Sequential(nn.Tanh(), nn.Linear(6, 10))),
     "shared parameters": Tied,
+    "parameters in one memory": same_memory,
+    "parameters that are used in a forward pass": Transposing,
+    "parameters that are used in a forward pass that cannot be read": Unreadable,
+    "a layer that another module keeps in a list": hidden,
+    "a layer that is called past its module": lambda: Reaching(nn.Sequential(nn.Linear(10, 6)), nn.Tanh()),
+    "parametrized layers": lambda: Net(relu(), parametrizations.weight_norm(nn.Linear(6, 10))),
     "a layer with groups": lambda: Net(nn.Conv1d(10, 6, 1, groups=2), nn.Conv1d(6, 10, 1, groups=2)),
     "latents used twice": lambda: Twice(relu(), nn.Linear(6, 10)),
     "a forward pass that cannot be read": lambda: Choosing(relu(), nn.Linear(6, 10)),
