@@ -5,7 +5,8 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_rank.insertion._hooks import CHILD, hook_input, hook_output, runs_its_steps
 from lightning_rank.insertion._loading import load_old_layout, load_when_missing
@@ -73,8 +74,9 @@ def attach_linear_bottleneck(
     Raises:
         TypeError: As :class:`LinearBottleneck`; at the call, there is no tensor to pass through the bottleneck.
         ValueError: As :class:`LinearBottleneck`; both ``after`` and ``before``; there is no such submodule, or it is
-            never called, runs its entries by itself, is in several places or has a bottleneck already; at the call,
-            there are several tensors and ``output`` does not say which, or its axes are not told apart.
+            never called, runs its entries by itself, is in several places, loses its hooks in a copy
+            (``fx.GraphModule``) or conversion (batch norm) or has a bottleneck already; at the call, there are several
+            tensors and ``output`` does not say which, or its axes are not told apart.
 
     Example:
         >>> autoencoder = nn.Sequential()
@@ -116,8 +118,8 @@ def insert(
         beside = layer_features(host, "input")
     if hasattr(host, CHILD):
         raise ValueError(f"module: expected no attribute {CHILD!r} yet, but {type(host).__name__} has one")
-    # Where the latents are made, there the bottleneck belongs: same device, same precision.
-    parameters = chain(host.parameters(), root.parameters())
+    # Where the latents are made or taken, there the bottleneck belongs: same device, same precision.
+    parameters = chain(list(host.parameters())[:: -1 if after is not None else 1], root.parameters())
     like = next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))
     bottleneck = LinearBottleneck(dim, depth, **options, device=like.device, dtype=like.dtype)
     bottleneck.beside = beside
@@ -155,6 +157,15 @@ def _host(root: nn.Module, name: str, argument: str, takes_step: bool) -> nn.Mod
             f"{argument}: expected a module that does not run its entries by itself, got {name!r}, a "
             f"{type(host).__name__}, which would run the bottleneck as one more; name one of its entries, or the "
             f"module {'that takes what it returns (before=)' if argument == 'after' else 'in front of it (after=)'}"
+        )
+    if isinstance(host, fx.GraphModule | _BatchNorm):
+        traced = isinstance(host, fx.GraphModule)
+        lost = "a traced GraphModule, and copies" if traced else "a batch norm, and convert_sync_batchnorm"
+        steps = "(..., nn.Identity())" if argument == "after" else "(nn.Identity(), ...)"
+        raise ValueError(
+            f"{argument}: expected a module that keeps its hooks, got {name!r}, where the bottleneck would go to "
+            f"{lost} would lose it; name {'a layer inside' if traced else 'the module on the other side'}, or put it "
+            f"in an nn.Sequential{steps} and name that"
         )
     return host
 

@@ -437,6 +437,40 @@ def test_a_first_step_that_is_in_several_places_is_refused():
         attach_linear_bottleneck(net, before="decoder", dim=6)
 
 
+@pytest.mark.parametrize(
+    ("place", "wrap"),
+    [
+        ({"after": "encoder"}, lambda host: nn.Sequential(host, nn.Identity())),
+        ({"before": "encoder"}, lambda host: nn.Sequential(nn.Identity(), host)),
+    ],
+    ids=["after", "before"],
+)
+def test_modules_that_lose_their_hooks_in_a_copy_or_conversion_are_refused_with_a_way_out(place, wrap):
+    dim = 6 if "after" in place else 10
+    traced = Net(torch.fx.symbolic_trace(Encoder()), nn.Linear(6, 10))
+    with pytest.raises(ValueError, match=r"got 'encoder', .* a traced GraphModule, and copies would lose it"):
+        attach_linear_bottleneck(traced, dim=dim, **place)
+    traced.encoder = wrap(traced.encoder)
+    x = torch.randn(3, 10)
+    attach_linear_bottleneck(traced, dim=dim, depth=2, gain=0.3, **place)
+    torch.testing.assert_close(copy.deepcopy(traced)(x), traced(x))
+
+    normed = Net(nn.BatchNorm1d(10), nn.Linear(10, 6)).eval()
+    with pytest.raises(ValueError, match=r"got 'encoder', .* a batch norm, and convert_sync_batchnorm would lose"):
+        attach_linear_bottleneck(normed, dim=10, **place)
+    normed.encoder = wrap(normed.encoder)
+    attach_linear_bottleneck(normed, dim=10, depth=2, gain=0.3, **place)
+    expected = normed(x)
+    torch.testing.assert_close(nn.SyncBatchNorm.convert_sync_batchnorm(normed)(x), expected)
+
+
+def test_a_layer_inside_a_traced_module_keeps_its_bottleneck_in_copies():
+    net = Net(torch.fx.symbolic_trace(Encoder()), nn.Linear(6, 10))
+    attach_linear_bottleneck(net, "encoder.out", dim=6, depth=2, gain=0.3)
+    x = torch.randn(3, 10)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(net))(x), net(x))
+
+
 def test_an_encoder_further_inside_is_not_taken_for_the_one_that_is_named():
     net = nn.Module()
     net.teacher = dense()
@@ -614,6 +648,19 @@ def test_it_is_made_where_and_as_the_child_is():
     assert net.encoder.linear_bottleneck.weight.dtype == torch.float64
     assert not net.encoder.linear_bottleneck.training
     assert net(torch.randn(3, 10, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_it_is_made_as_the_parameter_next_to_the_latents_is():
+    class Cast(nn.Module):
+        def forward(self, x):
+            return x.double()
+
+    net = Net(nn.Sequential(nn.Linear(10, 8), Cast(), nn.Linear(8, 6).double()), nn.Linear(6, 10).double())
+    attach_linear_bottleneck(net, dim=6, depth=2)
+    assert net(torch.randn(3, 10)).dtype == torch.float64
+    net = Net(nn.Identity(), nn.Sequential(nn.Linear(10, 8), Cast(), nn.Linear(8, 6).double()))
+    attach_linear_bottleneck(net, before="decoder", dim=10, depth=2)
+    assert net(torch.randn(3, 10)).dtype == torch.float64
 
 
 def test_collapse_keeps_outputs_and_makes_one_layer():
