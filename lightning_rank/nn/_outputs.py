@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 #: An index, a key, an attribute, or a path of them.
@@ -92,9 +93,7 @@ def _with_entry(value: Any, key: int | str, inner: Any) -> Any:
             return value._replace(**{key: inner})  # pyright: ignore[reportAttributeAccessIssue]
         entries = [inner if index == key % len(value) else entry for index, entry in enumerate(value)]
         return type(value)._make(entries) if hasattr(value, "_make") else type(value)(entries)  # pyright: ignore
-    # Compiled code knows how to copy these two, but not copy.copy.
-    known: Any = value if type(value) in (dict, list) else None
-    changed: Any = copy.copy(value) if known is None else type(known)(known)
+    changed = _copied(value)
     if isinstance(value, Mapping) and isinstance(key, int) and key not in value:
         changed[list(value)[key]] = inner
     elif isinstance(key, int) or (isinstance(value, Mapping) and key in value):
@@ -103,6 +102,18 @@ def _with_entry(value: Any, key: int | str, inner: Any) -> Any:
         object.__setattr__(changed, key, inner)  # a frozen one, too; its __post_init__ has run
     else:
         setattr(changed, key, inner)
+    return changed
+
+
+def _copied(value: Any) -> Any:
+    """A shallow copy; compiled code does not know ``copy.copy`` of what modules return."""
+    if type(value) in (dict, list):
+        return type(value)(value)
+    if not (dataclasses.is_dataclass(value) and torch.compiler.is_compiling()):
+        return copy.copy(value)
+    changed = object.__new__(type(value))
+    for field in dataclasses.fields(value):
+        object.__setattr__(changed, field.name, getattr(value, field.name))
     return changed
 
 
