@@ -43,8 +43,9 @@ class LayerTap:
 
     It stays registered for the whole stage, so that a module compiled after it was set keeps it, and does all its work
     outside compiled code. Only what the layer computes in ``training_step``, ``validation_step`` and ``test_step``
-    counts, and not what gradient checkpointing computes again in the backward pass. A copy or a pickle of the hooked
-    module gets a tap that does nothing.
+    counts, and neither what gradient checkpointing computes again in the backward pass nor what runs under a transform
+    of ``torch.func``, where the rows cannot be read. A copy or a pickle of the hooked module gets a tap that does
+    nothing.
 
     Args:
         layer: Name of the layer.
@@ -132,7 +133,8 @@ class LayerTap:
     @torch.compiler.disable
     def _take(self, seen: Any) -> None:
         recomputed = torch._C._current_graph_task_id() != -1  # in a backward pass
-        if recomputed or getattr(self._root, "_current_fx_name", _STEPS[0]) not in _STEPS:
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        if recomputed or transformed or getattr(self._root, "_current_fx_name", _STEPS[0]) not in _STEPS:
             return
         latents = select_tensor(seen, self.output, self._where)
         if not latents.is_floating_point():

@@ -115,12 +115,13 @@ class DepthScaledLR(Callback):
             )
         self._clean_up()
         self._restored_multipliers = {}
-        self._schedulers = SplitSchedulers(self._optimizers)
-        self._undo.enter_context(self._schedulers.watching())
+        self._schedulers = schedulers = SplitSchedulers(self._optimizers)
+        self._undo.enter_context(schedulers.watching())
         setup_optimizers = trainer.strategy.setup_optimizers
 
         def setup_and_split(trainer: Trainer) -> None:
             setup_optimizers(trainer)
+            schedulers.watch(config.scheduler for config in trainer.lr_scheduler_configs)
             self._check_bottlenecks(trainer, pl_module)
             self._settle(trainer, pl_module)
 

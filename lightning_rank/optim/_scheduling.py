@@ -1,7 +1,8 @@
 """Schedulers of optimizers that are split: they see the user's groups, and report all rates that are applied."""
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -28,6 +29,7 @@ class SplitSchedulers:
 
     def __init__(self, optimizers: list[SplitOptimizer]) -> None:
         self._optimizers = optimizers
+        self._originals: list[tuple[type, str, Any]] = []  # of the methods that are watched
 
     def fit(self, scheduler: Any) -> None:
         """Give the lists of a scheduler a value for each group of the user's, and let it report all that there are.
@@ -62,20 +64,35 @@ class SplitSchedulers:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Meanwhile show the user's groups to every scheduler that is built or steps, in this process."""
-        methods = {"__init__": self._building, "step": self._stepping}
-        originals = [
-            (cls, name, vars(cls)[name])
-            for cls in _with_subclasses(LRScheduler)
-            for name in methods
-            if name in vars(cls)
-        ]
-        for cls, name, original in originals:
-            setattr(cls, name, methods[name](original))
+        self._watch(_with_subclasses(LRScheduler), ("__init__", "step"))
         try:
             yield
         finally:
-            for cls, name, original in originals:
-                setattr(cls, name, original)
+            while self._originals:
+                setattr(*self._originals.pop())
+
+    def watch(self, schedulers: Iterable[Any]) -> None:
+        """Watch also classes that have been defined since, and what these schedulers are if not torch's.
+
+        What an object without torch's class does with the groups, it is taken to do in methods that begin with "step".
+
+        Args:
+            schedulers: Those of the trainer.
+        """
+        self._watch(_with_subclasses(LRScheduler), ("__init__", "step"))
+        for scheduler in schedulers:
+            if not isinstance(scheduler, LRScheduler):
+                steps = [name for name in dir(type(scheduler)) if name.startswith("step")]
+                self._watch(type(scheduler).__mro__, steps)
+
+    def _watch(self, classes: Iterable[type], names: Iterable[str]) -> None:
+        known = {(cls, name) for cls, name, _ in self._originals}
+        for cls in classes:
+            for name in names:
+                original = vars(cls).get(name)
+                if inspect.isfunction(original) and (cls, name) not in known:
+                    self._originals.append((cls, name, original))
+                    setattr(cls, name, self._building(original) if name == "__init__" else self._stepping(original))
 
     def _split(self, optimizer: Any) -> SplitOptimizer | None:
         """What is known of an optimizer, of one that it wraps or of Lightning's wrapper: they share their groups."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_rank.optim._layout import PARTNER_KEY, SCALED, Groups, arranged, in_layout_of, times
 from lightning_rank.optim._wrapping import check_groups_can_be_added, replaced, wrapped
-from lightning_rank.optim.param_groups import MULTIPLIER_KEY, LinearGroup
+from lightning_rank.optim.param_groups import BASE, MULTIPLIER_KEY, LinearGroup, linear_name
 
 _PER_PARAMETER = {"params", "param_names"}
 
@@ -202,10 +202,13 @@ class SplitOptimizer:
     def _name(self, users: Groups) -> None:
         """Name the groups that have no name yet; the user's as Lightning would show them."""
         for position, user in enumerate(users if self._pairs else []):
-            user.setdefault("name", "base" if len(users) == 1 else f"pg{position + 1}")
+            user.setdefault("name", BASE if len(users) == 1 else f"pg{position + 1}")
+        taken = {group.get("name") for group in (*users, *(group for group, _ in self._pairs))}
         for group, user in self._pairs:
-            owner = self._owner[id(group["params"][0])]
-            group.setdefault("name", owner.name if user["name"] == "base" else f"{user['name']}/{owner.name}")
+            if "name" not in group:
+                owner = self._owner[id(group["params"][0])]
+                group["name"] = linear_name(user["name"], owner.name, taken)
+                taken.add(group["name"])
 
     def _set_groups(self, users: Groups, linear: Groups) -> None:
         for member in self._chain:
@@ -257,9 +260,16 @@ class SplitOptimizer:
 
 
 def _hyper_parameters(optimizer: Any) -> set[str]:
-    """What the optimizer takes as an argument; its other defaults, such as a count of steps, are state of a group."""
-    taken = {name for cls in type(optimizer).__mro__ for name in inspect.signature(cls.__init__).parameters}
-    return set(getattr(optimizer, "defaults", ())) & taken | {"lr"}
+    """What the optimizer takes as an argument; its other defaults, such as a count of steps, are state of a group.
+
+    One that names none but takes any keywords, to hand them on, is given all its defaults by them.
+    """
+    makers = [vars(cls)["__init__"] for cls in type(optimizer).__mro__[:-1] if "__init__" in vars(cls)]
+    taken = [parameter for maker in makers for parameter in inspect.signature(maker).parameters.values()]
+    defaults = set(getattr(optimizer, "defaults", ()))
+    named = {parameter.name for parameter in taken} & defaults | {"lr"}
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
+    return defaults | named if hands_on and named == {"lr"} else named
 
 
 def _keep(group: dict[str, Any], indices: Sequence[int]) -> None:

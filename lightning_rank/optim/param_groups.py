@@ -1,7 +1,9 @@
 """Which parameters train at a learning rate scaled by depth, and at which."""
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ Multiplier = Literal["inverse_depth"] | float
 
 #: Key of a param group that tells its multiplier; a group that has it is scaled already.
 MULTIPLIER_KEY = "depth_multiplier"
+
+#: Name of the only group of all that is not linear, if it has no other.
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,12 @@ def linear_groups(module: nn.Module, multiplier: Multiplier = "inverse_depth") -
 
 
 def depth_scaled_param_groups(
-    module: nn.Module, lr: float | Tensor, *, multiplier: Multiplier = "inverse_depth", **group_options: Any
+    module: nn.Module,
+    lr: float | Tensor,
+    *,
+    multiplier: Multiplier = "inverse_depth",
+    name: str = BASE,
+    **group_options: Any,
 ) -> list[dict[str, Any]]:
     r"""Param groups for an optimizer: the linear bottlenecks at ``lr / depth``, everything else at ``lr``.
 
@@ -93,13 +103,14 @@ def depth_scaled_param_groups(
         module: A module with one or more :class:`LinearBottleneck`.
         lr: Learning rate of everything else.
         multiplier: ``"inverse_depth"`` for 1/depth of each bottleneck, or one number for all.
+        name: Of the group of everything else. Where it is not ``"base"``, those of the bottlenecks begin with it.
         group_options: Further options of every group, such as ``weight_decay``.
 
     Returns:
         Groups named ``"base"`` and after the bottlenecks, which together hold every trainable parameter once.
 
     Raises:
-        TypeError: ``multiplier`` is neither a number nor ``"inverse_depth"``.
+        TypeError: ``multiplier`` is neither a number nor ``"inverse_depth"``; ``params`` are among the options.
         ValueError: ``multiplier`` is not positive and finite; there is no bottleneck; or two bottlenecks share a
             parameter but not the multiplier.
 
@@ -111,21 +122,40 @@ def depth_scaled_param_groups(
         >>> [(group["name"], group["lr"], len(group["params"])) for group in groups]
         [('base', 0.001, 4), ('1', 0.000125, 8)]
     """
+    if "params" in group_options:
+        raise TypeError(
+            "params: expected none, for they are those of module, got some; pass the submodule that has them"
+        )
     linear = linear_groups(module, multiplier)
     scaled = {id(parameter) for group in linear for parameter in group.params}
     base = [p for p in module.parameters() if p.requires_grad and id(p) not in scaled]
-    groups: list[dict[str, Any]] = [{**group_options, "params": base, "lr": lr, "name": "base"}]
+    groups: list[dict[str, Any]] = [{**group_options, "params": base, "lr": lr, "name": name}]
     groups += [
         {
             **group_options,
             "params": [parameter for parameter in group.params if parameter.requires_grad],
             "lr": lr * group.multiplier,
-            "name": group.name,
+            "name": linear_name(name, group.name, {name}),
             MULTIPLIER_KEY: group.multiplier,
         }
         for group in linear
     ]
     return [group for group in groups if group["params"]]
+
+
+def linear_name(partner: str, bottleneck: str, taken: Container[Any]) -> str:
+    """Name of a linear group: the bottleneck's beside ``"base"``, and after the partner's where it has another.
+
+    Example:
+        >>> linear_name("base", "encoder.0", {"base"}), linear_name("pg2", "encoder.0", {"pg1", "pg2"})
+        ('encoder.0', 'pg2/encoder.0')
+        >>> linear_name("base", "base", {"base"}), linear_name("pg1", "a", {"pg1", "pg1/a"})
+        ('base/base', 'pg1/a/2')
+    """
+    full = f"{partner}/{bottleneck}"
+    names = [bottleneck, full] if partner == BASE else [full]
+    names = chain(names, (f"{full}/{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def check_multiplier(multiplier: Multiplier) -> None:

@@ -295,6 +295,21 @@ def test_the_learning_rate_monitor_shows_the_ratio(first, tmp_path):
     assert all(float(row[linear]) == float(row[base]) / 4 for row in rows)
 
 
+def test_every_group_has_a_name_of_its_own(tmp_path):
+    class Named(tiny.TinyAutoencoder):
+        def __init__(self):
+            super().__init__()
+            self.base = LinearBottleneck(tiny.DIM, 4)
+
+        def forward(self, x):
+            return self.decoder(self.base(self.encoder(x)))
+
+    model, monitor = Named(), LearningRateMonitor()
+    fit(model, DepthScaledLR(), monitor, logger=CSVLogger(tmp_path))
+    assert [group["name"] for group in model.trainer.optimizers[0].param_groups] == ["base", "base/base"]
+    assert monitor.lrs.keys() == {"lr-Adam/base", "lr-Adam/base/base"}
+
+
 def test_fit_twice_with_the_same_callback_and_two_trainers_one_after_the_other():
     callback = DepthScaledLR()
     model = attached()

@@ -173,6 +173,60 @@ class HandScheduled(Scheduled):
         scheduler.step()
 
 
+class EachGroup(ByHand):
+    """Has a value for each group, and complains if there are others, in whichever of its methods."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.values = [group["lr"] for group in optimizer.param_groups]
+
+    def step(self):
+        self.step_update(self.steps + 1)
+
+    def step_update(self, steps):
+        self.steps = steps
+        for group, value in zip(self.optimizer.param_groups, self.values, strict=True):
+            group["lr"] = value * 0.9**steps
+
+    def state_dict(self):
+        return {key: value for key, value in vars(self).items() if key != "optimizer"}
+
+
+class OfEachGroup(HandScheduled):
+    def scheduler(self, optimizer):
+        return EachGroup(optimizer)
+
+
+class OfEachGroupByAnotherName(OfEachGroup):
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.step_update(scheduler.steps + 1)
+
+
+class DefinedLate(Scheduled):
+    def scheduler(self, optimizer):
+        class Late(LambdaLR):
+            def step(self, *args):
+                assert len(self.optimizer.param_groups) == 1
+                super().step(*args)
+
+        return Late(optimizer, lambda step: 0.9**step)
+
+
+@pytest.mark.parametrize("cls", [OfEachGroup, OfEachGroupByAnotherName, DefinedLate])
+def test_schedulers_of_whatever_class_see_the_groups_of_the_user(cls):
+    trainer, steps = fit(cls, DepthScaledLR())
+    expected = [(1e-2 * 0.9**step, 2.5e-3 * 0.9**step) for step in range(8)]
+    torch.testing.assert_close(steps, expected, rtol=1e-3, atol=0)
+    if cls is not DefinedLate:
+        assert trainer.lightning_module.held.state_dict() == {"steps": 8, "values": [1e-2]}
+
+
+def test_afterwards_the_classes_of_schedulers_are_as_they_were():
+    before = [dict(vars(cls)) for cls in (EachGroup, ByHand, LRScheduler, LambdaLR)]
+    fit(OfEachGroup, DepthScaledLR())
+    assert [dict(vars(cls)) for cls in (EachGroup, ByHand, LRScheduler, LambdaLR)] == before
+
+
 def test_a_monitor_that_comes_first_shows_what_is_applied_after_a_scheduler_of_the_users_own(tmp_path):
     logger = CSVLogger(tmp_path)
     _, steps = fit(HandScheduled, LearningRateMonitor("step"), DepthScaledLR(), logger=logger, log_every_n_steps=1)

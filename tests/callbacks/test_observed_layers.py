@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor, nn
+from torch import Tensor, func, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -315,6 +315,25 @@ def test_several_calls_in_a_step_all_count():
     net = nn.Linear(3, 5)
     found = deviations("net", views, net, step=lambda net, batch: (net(batch[0]), net(batch[1])))
     assert_spectrum(found, net(torch.cat(views)))
+
+
+TRANSFORMS = {
+    "jvp": lambda net, x: func.jvp(net, (x,), (torch.ones_like(x),)),
+    "grad": lambda net, x: func.grad(lambda x: net(x).sum())(x),
+    "vmap": lambda net, x: func.vmap(net)(x),
+    "jacobians of samples": lambda net, x: func.vmap(func.jacrev(net))(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself calls for jvp
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_what_runs_under_a_transform_is_no_row_and_the_plain_calls_beside_it_are(name):
+    def step(net, batch):
+        net(batch[0])
+        TRANSFORMS[name](net, batch[0])
+
+    net, x = nn.Linear(3, 5), torch.randn(20, 3)
+    assert_spectrum(deviations("net", (x,), net, step=step), net(x))
 
 
 class Checkpointed(nn.Module):

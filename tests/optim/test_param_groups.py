@@ -54,6 +54,15 @@ def test_depth_zero_and_everything_frozen():
     ]
 
 
+def test_names_begin_with_that_of_everything_else_and_are_told_apart():
+    names = [group["name"] for group in depth_scaled_param_groups(tiny.tiny(), 1.0, name="enc")]
+    assert names == ["enc", "enc/encoder.linear_bottleneck"]
+    model = nn.ModuleDict({"base": LinearBottleneck(4, 2), "rest": nn.Linear(4, 4)})
+    assert [group["name"] for group in depth_scaled_param_groups(model, 1.0)] == ["base", "base/base"]
+    with pytest.raises(TypeError, match="params: expected none, for they are those of module"):
+        depth_scaled_param_groups(model, 1.0, params=[])
+
+
 def test_names_are_those_from_before_compilation():
     model = nn.Sequential(nn.Linear(4, 4), torch.compile(LinearBottleneck(4, 2)))
     assert [group.name for group in linear_groups(model)] == ["1"]

@@ -67,6 +67,38 @@ def test_groups_in_another_order_keep_their_partners(split):
     assert [group["lr"] for group in split.groups] == [4.0, 1.0, 1.0, 0.25]
 
 
+def test_names_of_linear_groups_are_told_apart():
+    first, *layers = parameters(3)
+    groups = [{"params": [first, layers[0]], "name": "base"}, {"params": [], "name": "linear"}]
+    split = SplitOptimizer(torch.optim.SGD(groups, lr=1.0), [LinearGroup("linear", 4, 0.25, layers)])
+    split.groups[0]["params"].append(layers[1])
+    split.tie()
+    assert [group["name"] for group in split.groups] == ["base", "linear", "base/linear", "base/linear/2"]
+
+
+class Keywords(torch.optim.Optimizer):
+    def __init__(self, params, lr=1.0, **options):
+        super().__init__(params, {"lr": lr, **options})
+
+
+class Counting(torch.optim.Optimizer):
+    def __init__(self, params, lr=1.0, weight_decay=0.0, **options):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "count": 0, **options})
+
+
+def test_what_an_optimizer_takes_as_any_keyword_is_followed_if_it_names_nothing():
+    for cls, key, expected in (
+        (Keywords, "weight_decay", 0.5),
+        (Counting, "weight_decay", 0.5),
+        (Counting, "count", 0),
+    ):
+        first, layer = parameters(2)
+        split = SplitOptimizer(cls([first, layer], weight_decay=0.1), [LinearGroup("linear", 4, 0.25, [layer])])
+        split.groups[0][key] = 0.5
+        split.tie()
+        assert [group[key] for group in split.groups] == [0.5, expected]
+
+
 def test_what_a_base_class_takes_as_an_argument_is_followed():
     class Passing(torch.optim.SGD):
         def __init__(self, params, **options):
