@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from lightning_rank.compression._bottleneck import replace_submodule
 from lightning_rank.insertion._folding import Foldable, composed_behind, is_foldable, set_parameters
 from lightning_rank.insertion._hooks import carry_over
+from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
+
+NO_TAKER = "found no linear layer or 1x1 convolution that alone takes the latents"
 
 
 def fold_decode(
     module: nn.Module, truncated: TruncatedBottleneck, run: Callable[[], tuple[Tensor, Any]]
-) -> tuple[str, Foldable, Foldable] | None:
+) -> tuple[str, Foldable, Foldable] | str:
     """Fold the second map of ``truncated`` into the layer behind it, in place, if there is one.
 
     That layer is the only one that is given the very tensor that comes out of ``truncated``; whether anything else
-    uses that tensor shows when ``run`` gives the same result afterwards.
+    uses that tensor shows when ``run`` gives the same result afterwards, from the same random state.
 
     Args:
         module: Where to look for the layer.
@@ -28,33 +31,38 @@ def fold_decode(
         run: Gives the latents, or the code if ``truncated`` is folded, and what is made of them.
 
     Returns:
-        The name of the layer, the layer, and the thinner one that took its place. ``None`` if there is no such layer;
-        then nothing was changed.
+        The name of the layer, the layer, and the thinner one that took its place. Or what stands against it; then
+        nothing was changed.
     """
     decode = truncated.decode
     assert decode is not None
+    devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
-        expected, takers = _run_recording(module, run)
+        with torch.random.fork_rng(devices):
+            expected, takers = _run_recording(module, run)
     except (RuntimeError, TypeError):  # what takes the latents takes more than those
-        return None
+        return NO_TAKER
     if len(takers) != 1:
-        return None
+        return NO_TAKER
     ((name, layer),) = takers.items()
     if not can_take(layer):
-        return None
-    thinner = thinner_layer(layer, decode.in_features)
+        return NO_TAKER
+    with torch.random.fork_rng(devices):  # its initialization draws, too
+        thinner = thinner_layer(layer, decode.in_features)
     set_parameters(thinner, *composed_behind(layer, decode.weight, decode.bias))
     carry_over(layer, thinner)
     replace_submodule(module, name, thinner)
     truncated.decode = None
     try:
         tolerance = torch.finfo(layer.weight.dtype).eps ** 0.5
-        torch.testing.assert_close(run()[1], expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+        with torch.random.fork_rng(devices):
+            made = run()[1]
+        torch.testing.assert_close(made, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     except BaseException as error:
         truncated.decode = decode
         replace_submodule(module, name, layer)
         if isinstance(error, AssertionError | RuntimeError | TypeError | ValueError):
-            return None
+            return f"with the second map in {plain_name(name)!r}, which takes the latents, the outputs are others"
         raise
     return name, layer, thinner
 

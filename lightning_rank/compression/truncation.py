@@ -59,9 +59,9 @@ def truncate_linear_bottleneck(
         rank: Width of the code; ``None`` takes the numerical rank of the latents.
         fold: Let the linear layer or 1x1 convolution behind the bottleneck take the second map in, so that the latents
             are ``rank`` wide from then on. With a dataloader, that layer is looked for, and the result checked, by
-            running ``module`` on the first batch; with latents, by running ``module.decoder`` on some of them, which
-            trusts that nothing happens to latents before they reach it. If there is no such layer, a warning says so
-            and both maps are kept.
+            running ``module`` on the first batch, twice from the same random state; with latents, by running
+            ``module.decoder`` on some of them, which trusts that nothing happens to latents before they reach it. If
+            there is no such layer, or the outputs are others with it, a warning says so and both maps are kept.
         variance_rtol: Threshold of the numerical rank, relative to the largest variance.
 
     Returns:
@@ -98,21 +98,22 @@ def truncate_linear_bottleneck(
         # Nothing was changed up to here.
         parameters = _count(module)
         replace_submodule(module, name, truncated)
-        folded = None
+        folded = against = None
         if fold:
             runs = _run_decoder if isinstance(data, Tensor) else _run_module
             try:
-                folded = fold_decode(module, truncated, runs(module, truncated, sample))
+                done = fold_decode(module, truncated, runs(module, truncated, sample))
             except BaseException:
                 replace_submodule(module, name, bottleneck)
                 raise
+            folded, against = (None, done) if isinstance(done, str) else (done, None)
     truncated.train(bottleneck.training)
     if folded is not None:
         folded[2].train(folded[1].training)
     elif fold:
         warnings.warn(
-            "fold: found no linear layer or 1x1 convolution that alone takes the latents, so both maps are kept; it is "
-            f"looked for in {'module.decoder, as data are latents' if isinstance(data, Tensor) else 'module(batch)'}",
+            f"fold: {against}, so both maps are kept; looked for in "
+            f"{'module.decoder, as data are latents' if isinstance(data, Tensor) else 'module(batch)'}",
             stacklevel=2,
         )
     width = 0 if folded is None else len(folded[1].weight)

@@ -201,11 +201,35 @@ def test_where_nothing_can_be_folded_it_says_so_and_keeps_two_maps(kind):
     make, shape = UNFOLDABLE[kind]
     folded, x = attached(make), torch.randn(shape)
     unfolded = copy.deepcopy(folded)
-    with pytest.warns(UserWarning, match="fold: found no linear layer or 1x1 convolution .* both maps are kept"):
+    taken = kind in ("the latents are used elsewhere", "padded", "linear along the width")
+    told = "with the second map in 'decoder(.0)?', .* others" if taken else "found no linear layer or 1x1 convolution"
+    with pytest.warns(UserWarning, match=f"fold: {told}.* both maps are kept; looked for in module.batch"):
         report = truncate_linear_bottleneck(folded, DataLoader(x, 10), rank=3, fold=True)
     assert report.folded_into is None
     truncate_linear_bottleneck(unfolded, DataLoader(x, 10), rank=3)
     torch.testing.assert_close(folded(x), unfolded(x), rtol=0, atol=0)
+
+
+class Drawing(Net):
+    """As a variational autoencoder does."""
+
+    def forward(self, x):
+        z = self.encoder(x)
+        return self.decoder(z + 0.1 * torch.randn_like(z))
+
+
+@torch.no_grad()
+def test_random_numbers_of_a_forward_pass_do_not_stand_against_folding():
+    net = Drawing(nn.Linear(10, DIM), nn.Linear(DIM, 10))
+    attach_linear_bottleneck(net, before="decoder", dim=DIM, depth=2, gain=1.0)
+    unfolded, x = copy.deepcopy(net), torch.randn(50, 10)
+    truncate_linear_bottleneck(unfolded, DataLoader(x, 50), rank=DIM)
+    assert truncate_linear_bottleneck(net, DataLoader(x, 50), rank=DIM, fold=True).folded_into == "decoder"
+    outputs = []
+    for module in (net, unfolded):
+        torch.manual_seed(1)
+        outputs.append(module(x))
+    torch.testing.assert_close(*outputs)
 
 
 def test_of_latents_only_the_decoder_is_known():
