@@ -59,7 +59,7 @@ def merge_linear_bottleneck(module: ModuleT) -> ModuleT:
         got = "the LinearBottleneck itself" if found else "none"
         raise ValueError(f"module: expected a LinearBottleneck somewhere in {type(module).__name__}, got {got}")
     folds = _planned(module, found)
-    weights = {bottleneck: bottleneck.weight for bottleneck in folds}
+    weights = {bottleneck: bottleneck.collapse().weight for bottleneck in folds}
     # Nothing was changed up to here.
     for bottleneck, (layer, compose) in folds.items():
         set_parameters(layer, *compose(layer, weights[bottleneck]))

@@ -227,6 +227,29 @@ def test_several_bottlenecks_and_the_identity():
     assert not any(isinstance(module, LinearBottleneck) for module in net.modules())
 
 
+class Adapted(nn.Module):
+    """As LoRA does it, with dropout."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.dropout, self.added = layer, nn.Dropout(0.5), nn.Linear(6, 6, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.added(self.dropout(x))
+
+
+@pytest.mark.parametrize("take_out", [collapse_linear_bottleneck, merge_linear_bottleneck])
+def test_in_training_the_product_is_that_of_evaluation(take_out):
+    net = attach_linear_bottleneck(Net(nn.Linear(10, 6), nn.Linear(6, 10)), dim=6, depth=2, gain=0.5)
+    layers = net.encoder.linear_bottleneck.layers
+    layers[1] = Adapted(layers[1])
+    x = torch.randn(3, 10)
+    expected = net.eval()(x)
+    take_out(net.train())
+    assert all(module.training for module in net.modules())
+    torch.testing.assert_close(net(x), expected)
+
+
 class Registered(nn.Module):
     """The decoder before the encoder, which is not the order of the calls."""
 
