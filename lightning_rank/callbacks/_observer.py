@@ -32,6 +32,7 @@ class LayerObserver(Callback):
         feature_axis: Axis of the features; ``None`` for that of the layer.
         mask: Where in the batch the mask of the positions that count is, or a function of the batch; ``None`` for all.
         max_rows: At most so many rows of a batch count; ``None`` for all.
+        n_examples: How many samples of each split are kept.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class LayerObserver(Callback):
         feature_axis: int | None = None,
         mask: Any = None,
         max_rows: int | None = None,
+        n_examples: int = 0,
     ) -> None:
         self._layers = list(layers)
         self.at: End = at
@@ -50,6 +52,7 @@ class LayerObserver(Callback):
         self.feature_axis = feature_axis
         self.mask = mask
         self.max_rows = max_rows
+        self.n_examples = n_examples
         self._taps: list[LayerTap] = []
         self._hooked = False
         self._compiled = 0
@@ -115,7 +118,8 @@ class LayerObserver(Callback):
         modules = [find_submodule(pl_module, layer, "layer") for layer in self._layers]
         if [tap.module for tap in self._taps] != modules:
             self._taps = [
-                LayerTap(layer, self.at, self.output, self.feature_axis, self.max_rows) for layer in self._layers
+                LayerTap(layer, self.at, self.output, self.feature_axis, self.max_rows, self.n_examples)
+                for layer in self._layers
             ]
             self._compiled = 0
         for tap, module in zip(self._taps, modules, strict=True):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -53,12 +55,13 @@ class LayerTap:
         output: Which tensor is meant if there are several.
         feature_axis: Axis of the features; ``None`` for that of the layer.
         max_rows: At most so many rows of a batch are taken in; ``None`` for all.
+        n_examples: How many samples are kept as they came, for which the device is waited for.
 
     Attributes:
         active: Whether rows are taken in.
         batch: What comes now.
         spectra: What came, by split and dataloader.
-        examples: The first two samples of each, as they came.
+        examples: The first finite samples of each.
         axis: Feature axis of the last batch.
     """
 
@@ -69,14 +72,17 @@ class LayerTap:
         output: Any = None,
         feature_axis: int | None = None,
         max_rows: int | None = None,
+        n_examples: int = 0,
     ) -> None:
         self.layer, self.output, self.feature_axis, self.max_rows = layer, output, feature_axis, max_rows
+        self.n_examples = n_examples
         self.end: End = end
         self.active = False  # all that compiled code looks at
         self.batch = Batch("")
         self.spectra: dict[tuple[str, int | None], LatentSpectrum] = {}
         self.examples: dict[tuple[str, int | None], list[Tensor]] = {}
         self.axis = -1
+        self._noted: list[Tensor] | None = None
         self._module: Callable[[], nn.Module | None] = lambda: None
         self._root: nn.Module | None = None
         self._handle: Any = None
@@ -109,6 +115,15 @@ class LayerTap:
         self.spectra = {key: spectrum for key, spectrum in self.spectra.items() if key[0] != split}
         self.examples = {key: samples for key, samples in self.examples.items() if key[0] != split}
 
+    @contextmanager
+    def noting(self) -> Iterator[list[Tensor]]:
+        """Meanwhile note what comes first, whoever calls the layer, instead of taking rows in."""
+        active, self.active, self._noted = self.active, True, []
+        try:
+            yield self._noted
+        finally:
+            self.active, self._noted = active, None
+
     def weight(self) -> Tensor | None:
         """The composed matrix if the layer is a linear bottleneck that has one and shows it, else ``None``.
 
@@ -132,8 +147,11 @@ class LayerTap:
 
     @torch.compiler.disable
     def _take(self, seen: Any) -> None:
+        if self._noted is not None:
+            self._noted += [] if self._noted else [select_tensor(seen, self.output, self._where).detach().clone()]
+            return
         recomputed = torch._C._current_graph_task_id() != -1  # in a backward pass
-        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
         if recomputed or transformed or getattr(self._root, "_current_fx_name", _STEPS[0]) not in _STEPS:
             return
         latents = select_tensor(seen, self.output, self._where)
@@ -153,7 +171,8 @@ class LayerTap:
             )
         spectrum.update(rows, mask)
         first = self.examples.setdefault(key, [])
-        first += [sample.detach().clone() for sample in samples[: 2 - len(first)]]
+        finite = (sample.detach().clone() for sample in samples if sample.isfinite().all())
+        first += islice(finite, self.n_examples - len(first))
 
     def _dense(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Samples that count, their rows, and which of them do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from importlib.util import find_spec
 from typing import Any
@@ -32,8 +33,8 @@ class LatentTraversal(LayerObserver):
     A row of the picture is a direction, in falling variance, from -2 to +2 standard deviations around the mean of the
     latents of the whole validation split, on all processes; in a direction that the latents do not use nothing changes.
     Of latents ``(B, T, dim)`` or ``(B, dim, H, W)`` every position is a row that counts, and all positions move alike.
-    The last row, set apart, leads from the first to the second input of the split on a straight line between their
-    latents.
+    The last row, set apart, leads from the first to the second input of the split whose latents are finite, on a
+    straight line between them.
 
     W&B, TensorBoard, MLflow and Comet get the picture as ``traversal/<layer>``. For other loggers, and without one, it
     is written to ``latent_traversals/<layer>-epoch=...-step=....png`` beside the checkpoints. It is drawn in some
@@ -45,7 +46,7 @@ class LatentTraversal(LayerObserver):
 
     Args:
         layer: Dotted name of the submodule whose output the decoder takes, or of one inside the decoder, whose input is
-            then meant: a bottleneck attached ``before="decoder"``.
+            then meant and has to be the decoder's own: a bottleneck attached ``before="decoder"``.
         output: Which tensor of several that the layer returns: an index, key, attribute, a path of them, or a
             function.
         feature_axis: Axis of the features; ``None`` for that of the layer.
@@ -64,8 +65,8 @@ class LatentTraversal(LayerObserver):
         ModuleNotFoundError: At the start of a stage, Pillow is not installed.
         TypeError: A name is not a string; the layer does not return a real floating-point tensor.
         ValueError: An argument is out of range; at the start of a stage, the module has no such layer or decoder; in
-            the sanity check, the layer returns several tensors and ``output`` does not say which, or the decoder
-            returns what is no image.
+            the sanity check, the layer returns several tensors and ``output`` does not say which, the decoder does
+            something to the latents before it gives them to a layer inside, or it returns what is no image.
 
     Source: traversals along axes of the latents as in Higgins et al. 2017 (beta-VAE), here along principal directions.
 
@@ -97,7 +98,7 @@ class LatentTraversal(LayerObserver):
         check_every("every_n_epochs", every_n_epochs)
         if image_shape is not None and (len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape) < 1):
             raise ValueError(f"image_shape: expected (C, H, W) with 1 or 3 channels, got {tuple(image_shape)}")
-        super().__init__([layer], output=output, feature_axis=feature_axis)
+        super().__init__([layer], output=output, feature_axis=feature_axis, n_examples=2)
         self.layer = layer
         self.decoder = decoder
         self.image_shape = None if image_shape is None else tuple(image_shape)
@@ -177,10 +178,10 @@ class LatentTraversal(LayerObserver):
         """What the decoder makes of rows of latents, which are made of what came; none if nothing came."""
         taken = [part.moments for part in self._synchronized(trainer, pl_module, split)[0].values() if part]
         moments = reduce(merge_moments, taken) if taken else None
-        if moments is None or moments.n == 0:
+        inputs, axis = self._first_inputs(trainer, pl_module, split)
+        if moments is None or moments.n == 0 or not inputs:
             self._warn_silent()
             return []
-        inputs, axis = self._first_inputs(trainer, pl_module, split)
         precision = trainer.precision_plugin.val_step_context
         with torch.no_grad(), isolate_rng(), precision():
             return [self._decode(pl_module, rows) for rows in latents(moments, inputs, axis)]
@@ -197,7 +198,7 @@ class LatentTraversal(LayerObserver):
         return rows
 
     def _first_inputs(self, trainer: Trainer, pl_module: LightningModule, split: str) -> tuple[list[Tensor], int]:
-        """Latents of the first two samples of the split, on every process; a distributed sampler deals round robin."""
+        """Latents of the first two finite samples, on every process; a distributed sampler deals round robin."""
         (tap,) = self._taps
         own = [sample.cpu() for key, samples in tap.examples.items() if key[0] == split for sample in samples][:2]
         counts = torch.zeros(trainer.world_size, dtype=torch.int64, device=pl_module.device)
@@ -208,13 +209,22 @@ class LatentTraversal(LayerObserver):
             trainer.strategy.broadcast((own[place], tap.axis) if place < len(own) else None, process)
             for place, process in deals
         ]
-        return [sample for sample, _ in dealt], dealt[0][1]
+        return [sample for sample, _ in dealt], next((axis for _, axis in dealt), -1)
 
     def _decode(self, pl_module: LightningModule, rows: list[Tensor]) -> Tensor:
         decoder = find_submodule(pl_module, self.decoder, "decoder")
         # A copy of its own, laid out as usual, for decoders that view it or write into it.
         given = [row.to(pl_module.device).clone(memory_format=torch.contiguous_format) for row in rows]
-        return torch.stack([self._as_images(decoder(latents)).cpu() for latents in given])
+        (tap,) = self._taps
+        with tap.noting() if self.at == "input" else nullcontext([]) as came:
+            decoded = [self._as_images(decoder(latents)).cpu() for latents in given]
+        if came and not (came[0].numel() == rows[0].numel() and came[0].flatten().equal(rows[0].to(came[0]).flatten())):
+            raise ValueError(
+                f"decoder={self.decoder!r}: expected it to hand on to layer={self.layer!r}, which is inside it, the "
+                "latents that it is given, got others: what is done to them on the way would be done twice. Pass as "
+                "decoder what comes behind the layer, as a module of its own, or as layer one in front of the decoder"
+            )
+        return torch.stack(decoded)
 
     def _as_images(self, decoded: Any) -> Tensor:
         images = self.to_images(decoded)
@@ -234,8 +244,8 @@ class LatentTraversal(LayerObserver):
         if not self._warned_silent:
             self._warned_silent = True
             rank_zero_warn(
-                f"LatentTraversal: no finite output of layer {self.layer!r} came in this epoch (its forward alone is "
-                "not a call), so there is nothing to draw"
+                f"LatentTraversal: no sample came in this epoch of which the output of layer {self.layer!r} is finite "
+                "(its forward alone is not a call), so there is nothing to draw"
             )
 
 

@@ -9,6 +9,10 @@ from torch import Tensor
 #: Smallest singular value, relative to the largest, that a float64 second moment can tell from rounding.
 RESOLUTION = 5e-8
 
+# Below this times the length of the mean, a deviation may be what the sum of equal rows was rounded by: up to 8 times
+# the rounding of a number, in sums of millions.
+_ROUNDING = 32 * torch.finfo(torch.float64).eps
+
 # Longer rows overflow when squared in float64: they count as bad, as infinite ones do.
 _LONGEST = 1e150
 
@@ -139,7 +143,8 @@ def principal_deviations(moments: Moments) -> Tensor:
     .. math:: \sigma_k = \sqrt{\lambda_k(M) / n}
 
     which are the singular values of the centred ``(n, dim)`` rows over ``sqrt(n)``. A value below
-    :data:`RESOLUTION` times the largest cannot be told from rounding and is given as 0.
+    :data:`RESOLUTION` times the largest, or 7e-15 times the length of the mean, cannot be told from rounding and is
+    given as 0.
 
     Args:
         moments: As made by :func:`row_moments` or :func:`merge_moments`.
@@ -151,7 +156,7 @@ def principal_deviations(moments: Moments) -> Tensor:
         >>> principal_deviations(row_moments(torch.tensor([[3.0, 0.0], [-3.0, 0.0]])))
         tensor([3., 0.], dtype=torch.float64)
     """
-    return _deviations(torch.linalg.eigvalsh(_covariance(moments)), moments.n)
+    return _deviations(torch.linalg.eigvalsh(_covariance(moments)), moments)
 
 
 def principal_directions(moments: Moments) -> tuple[Tensor, Tensor]:
@@ -172,17 +177,17 @@ def principal_directions(moments: Moments) -> tuple[Tensor, Tensor]:
     variances, directions = torch.linalg.eigh(_covariance(moments))
     directions = directions.flip(-1)
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    return _deviations(variances, moments.n), directions * torch.where(largest < 0, -1, 1)
+    return _deviations(variances, moments), directions * torch.where(largest < 0, -1, 1)
 
 
 def _covariance(moments: Moments) -> Tensor:
     return moments.scatter / moments.n.clamp(min=1)
 
 
-def _deviations(ascending_variances: Tensor, n: Tensor) -> Tensor:
-    variances = ascending_variances.flip(-1).clamp(min=0)
-    variances = torch.where(variances < RESOLUTION**2 * variances[..., :1], 0, variances)
-    return torch.where(n == 0, torch.nan, variances.sqrt())
+def _deviations(ascending_variances: Tensor, moments: Moments) -> Tensor:
+    deviations = ascending_variances.flip(-1).clamp(min=0).sqrt()
+    rounding = torch.maximum(RESOLUTION * deviations[:1], _ROUNDING * torch.linalg.vector_norm(moments.mean))
+    return torch.where(moments.n == 0, torch.nan, torch.where(deviations < rounding, 0, deviations))
 
 
 def upper_strips(matrix: Tensor) -> list[Tensor]:

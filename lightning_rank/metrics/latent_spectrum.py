@@ -26,7 +26,8 @@ class LatentSpectrum(Metric):
 
     descending, in float64: the singular values of the centred latents over :math:`\sqrt n`, of all rows of all
     updates and all processes, exactly as if they had been gathered. Memory is :math:`O(\text{dim}^2)` whatever the
-    number of rows. A value below 5e-8 of the largest cannot be told from rounding and reads 0.
+    number of rows. A value below 5e-8 of the largest, or 7e-15 of the length of the mean, cannot be told from rounding
+    and reads 0.
 
     A row with NaN or an infinity is dropped and counted in :attr:`dropped_rows`. ``update`` never communicates, and
     waits for the device only if it is given both a mask and ``max_rows``; ``compute`` sums over the processes in one

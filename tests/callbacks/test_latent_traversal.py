@@ -95,6 +95,41 @@ def test_in_front_of_the_decoder_the_latents_are_those_that_the_decoder_is_given
     assert_close(callback.picture, expected_picture(module, tiny.rows(53, seed=2)))
 
 
+class Deep(tiny.TinyAutoencoder):
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Sequential(nn.Linear(tiny.DIM, tiny.DIM), nn.Linear(tiny.DIM, tiny.FEATURES))
+
+
+def test_behind_the_entrance_of_the_decoder_it_is_refused_in_the_sanity_check_with_a_way_out(tmp_path):
+    torch.manual_seed(0)
+    for before in ("decoder", "decoder.0"):
+        module = attach_linear_bottleneck(Deep(), before=before, dim=tiny.DIM, depth=2, gain=0.5)
+        _, module, callback = fit(module=module, default_root_dir=tmp_path, max_epochs=1, num_sanity_val_steps=1)
+        assert_close(callback.picture, expected_picture(module, tiny.rows(53, seed=2)))
+    module = attach_linear_bottleneck(Deep(), after="decoder.0", dim=tiny.DIM, depth=2, gain=0.5)
+    with pytest.raises(ValueError, match="decoder='decoder': expected it to hand on to layer='linear_bottleneck'"):
+        fit(module=module, default_root_dir=tmp_path, max_steps=0, num_sanity_val_steps=1)
+    callback = LatentTraversal(decoder="decoder.1", image_shape=SHAPE)
+    tiny.trainer(callbacks=[callback], default_root_dir=tmp_path).validate(module, tiny.loader(), verbose=False)
+    with torch.no_grad():
+        latents = module.decoder[0](module.encoder(tiny.rows()))
+        moments = row_moments(latents)
+        grids = (
+            traverse_principal_directions(moments, tiny.DIM, 9).to(latents),
+            interpolate_latents(*latents[:2], 9)[None],
+        )
+        images = [image_grid(module.decoder[1](grid).unflatten(-1, SHAPE)) for grid in grids]
+    assert_close(callback.picture, torch.cat(images, 1))
+
+
+def test_samples_that_are_not_finite_are_no_ends_of_the_straight_line(tmp_path):
+    module, x = model(), tiny.rows(30)
+    x[0, 3], x[2] = torch.nan, torch.inf
+    _, module, callback = fit(module=module, val=DataLoader(TensorDataset(x), 8), default_root_dir=tmp_path)
+    assert_close(callback.picture, expected_picture(module, x[[1, *range(3, 30)]]))
+
+
 def test_files_beside_the_checkpoints_every_n_epochs_and_at_the_end_and_not_of_the_sanity_check(tmp_path):
     callback = LatentTraversal(image_shape=SHAPE, every_n_epochs=2)
     checkpoint = ModelCheckpoint(tmp_path / "checkpoints")
@@ -414,9 +449,10 @@ def test_no_latents_and_no_validation_data_are_said_once_and_training_goes_on(tm
         def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
             batch[0].fill_(torch.nan)
 
-    with pytest.warns(UserWarning, match="no finite output of layer 'linear_bottleneck' came") as warned:
+    silent = "no sample came in this epoch of which the output of layer 'linear_bottleneck' is finite"
+    with pytest.warns(UserWarning, match=silent) as warned:
         trainer, _, callback = fit(None, Spoil(), default_root_dir=tmp_path, max_epochs=3)
-    assert sum("no finite output" in str(w.message) for w in warned) == 1
+    assert sum(silent in str(w.message) for w in warned) == 1
     assert trainer.current_epoch == 3
     with pytest.warns(UserWarning, match="there is no validation data, so it draws nothing"):
         fit(callback, limit_val_batches=0, default_root_dir=tmp_path)

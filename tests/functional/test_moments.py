@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_rank.functional import Moments, merge_moments, principal_deviations, row_moments
+from lightning_rank.functional import Moments, merge_moments, principal_deviations, principal_directions, row_moments
 from lightning_rank.functional.moments import mirror_upper, pool_moments, upper_strips
 
 
@@ -47,6 +47,25 @@ def test_moments_agree_with_numpy(n, dim, seed):
     np.testing.assert_allclose(
         principal_deviations(Moments(count, mean, scatter)), reference.deviations(exact), atol=1e-7
     )
+
+
+@pytest.mark.parametrize("rows", [1, 32, 1000, 5000])
+@pytest.mark.parametrize("dim", [1, 64])
+def test_equal_rows_have_no_deviation_though_their_sum_is_rounded(rows, dim):
+    for row in torch.randn(10, dim, dtype=torch.float64) * torch.logspace(-9, 9, 10, dtype=torch.float64)[:, None]:
+        merged = moments = row_moments(row.expand(rows, dim))
+        for _ in range(3):
+            merged = merge_moments(merged, moments)
+        for found in (moments, merged):
+            assert principal_deviations(found).tolist() == [0] * dim
+            assert principal_directions(found)[0].tolist() == [0] * dim
+
+
+def test_a_deviation_of_a_few_roundings_of_the_mean_is_one():
+    row = torch.randn(64, dtype=torch.float64)
+    rows = row + 1e-12 * torch.randn(4000, 64, dtype=torch.float64)
+    deviations = principal_deviations(row_moments(rows))
+    torch.testing.assert_close(deviations, torch.tensor(reference.deviations(rows.numpy())), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("offset", [0, 100, 1e4])

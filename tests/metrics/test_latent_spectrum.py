@@ -70,6 +70,15 @@ def test_merged_shards_equal_the_whole(shards):
     assert merged.samples == 5000
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_latents_that_do_not_vary_have_rank_zero(dtype):
+    latents = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=dtype).expand(1000, 64)
+    for metric in (EffectiveRank(64), NumericalRank(64)):
+        for _ in range(3):
+            metric.update(latents)
+        assert metric.compute() == 0
+
+
 @pytest.mark.parametrize("offset", [0, 1, 100])
 @pytest.mark.parametrize("batch", [64, 1000])
 def test_effective_rank_survives_a_mean_offset_of_a_hundred_deviations(offset, batch):
