@@ -35,9 +35,10 @@ def attach_linear_bottleneck(
     """Give an existing module a linear bottleneck behind, or in front of, one of its submodules.
 
     The bottleneck becomes the child ``linear_bottleneck`` of the submodule that is named, as its last step if that is
-    an ``nn.Sequential``; ``before`` goes to the first step of a Sequential. Wherever that submodule is called, what it
-    returns (what it is given) passes through the bottleneck; whoever copies, moves, saves, freezes or optimizes the
-    submodule takes the bottleneck along. No existing parameter changes its name, and ``forward`` stays as it is.
+    an ``nn.Sequential``; ``before`` goes to the first step of a Sequential, or makes one more in front of a batch norm.
+    Wherever that submodule is called, what it returns (what it is given) passes through the bottleneck; whoever copies,
+    moves, saves, freezes or optimizes the submodule takes the bottleneck along. No existing parameter changes its name,
+    and ``forward`` stays as it is.
 
     A module that runs its children in a loop of its own would run the bottleneck as one more: name the last of them.
 
@@ -114,7 +115,7 @@ def insert(
         host = _host(root, after, "after", takes_step=output is None)
         beside = layer_features(host, "output")
     if before is not None:
-        host = _host(root, before, "before", takes_step=False)
+        host = _host(root, before, "before", takes_step=output is None)
         beside = layer_features(host, "input")
     if hasattr(host, CHILD):
         raise ValueError(f"module: expected no attribute {CHILD!r} yet, but {type(host).__name__} has one")
@@ -123,8 +124,12 @@ def insert(
     like = next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))
     bottleneck = LinearBottleneck(dim, depth, **options, device=like.device, dtype=like.dtype)
     bottleneck.beside = beside
+    steps = list(host._modules)
     host.add_module(CHILD, bottleneck.train(host.training))
-    if before is not None:
+    if before is not None and runs_its_steps(host):
+        for step in steps:  # behind the bottleneck
+            host._modules[step] = host._modules.pop(step)
+    elif before is not None:
         hook_input(host, output)
     elif after is not None and not runs_its_steps(host):
         hook_output(host, output)
@@ -137,10 +142,16 @@ def insert(
 
 
 def _host(root: nn.Module, name: str, argument: str, takes_step: bool) -> nn.Module:
-    """The module that gets the child: a Sequential if it may get one more step, else its outermost step."""
+    """The module that gets the child: a Sequential if it may get one more step, else its outermost step.
+
+    In front of the steps only of a Sequential that begins with a batch norm, which loses its hooks when it is converted
+    to one of all processes.
+    """
     host = find_submodule(root, name, argument, endings=False)
     host = getattr(host, "_orig_mod", host)  # of a compiled one, the module itself
-    while runs_its_steps(host) and len(host) > 0 and not takes_step:
+    while runs_its_steps(host) and len(host) > 0:
+        if takes_step and (argument == "after" or isinstance(host[0], _BatchNorm)):
+            return host
         host = host[-1 if argument == "after" else 0]
         if sum(child is host for parent in root.modules() for child in parent._modules.values()) > 1:
             raise ValueError(
@@ -149,7 +160,7 @@ def _host(root: nn.Module, name: str, argument: str, takes_step: bool) -> nn.Mod
                 "each; give each place a module of its own"
             )
         host = getattr(host, "_orig_mod", host)
-    without_steps = runs_its_steps(host) and not takes_step
+    without_steps = runs_its_steps(host) and (argument == "before" or not takes_step)
     if without_steps or getattr(host.forward, "__func__", None) is nn.Module.forward:
         raise ValueError(f"{argument}: expected a submodule that is called, got {name!r}, a {type(host).__name__}")
     if isinstance(host, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not runs_its_steps(host):

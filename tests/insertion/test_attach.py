@@ -11,7 +11,12 @@ import torch
 from processes import in_processes
 from torch import nn
 
-from lightning_rank import LinearBottleneck, attach_linear_bottleneck, collapse_linear_bottleneck
+from lightning_rank import (
+    LinearBottleneck,
+    attach_linear_bottleneck,
+    collapse_linear_bottleneck,
+    merge_linear_bottleneck,
+)
 
 
 class Net(nn.Module):
@@ -462,6 +467,22 @@ def test_modules_that_lose_their_hooks_in_a_copy_or_conversion_are_refused_with_
     attach_linear_bottleneck(normed, dim=10, depth=2, gain=0.3, **place)
     expected = normed(x)
     torch.testing.assert_close(nn.SyncBatchNorm.convert_sync_batchnorm(normed)(x), expected)
+
+
+def test_in_front_of_a_batch_norm_it_is_one_more_step_which_conversion_keeps():
+    norms = nn.Sequential(nn.Sequential(nn.BatchNorm1d(6), nn.ReLU()), nn.Linear(6, 10))
+    net = Net(nn.Linear(10, 6), norms).eval()
+    plain, keys, x = copy.deepcopy(net), list(net.state_dict()), torch.randn(7, 10)
+    attach_linear_bottleneck(net, before="decoder", dim=6, depth=2, gain=0.3)
+    own = [f"decoder.0.linear_bottleneck.layers.{k}.weight" for k in range(2)]
+    assert [key for key in net.state_dict() if key not in own] == keys
+    assert set(own) < set(net.state_dict())
+    expected = plain.decoder(net.decoder[0].linear_bottleneck(plain.encoder(x)))
+    torch.testing.assert_close(net(x), expected)
+    torch.testing.assert_close(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))(x), expected)
+    merged = merge_linear_bottleneck(net)
+    assert list(merged.state_dict()) == keys
+    torch.testing.assert_close(merged(x), expected)
 
 
 def test_a_layer_inside_a_traced_module_keeps_its_bottleneck_in_copies():
