@@ -194,14 +194,6 @@ class LinearBottleneck(nn.Module):
             # The first layer's own parameter, which an optimizer may have already.
             first = _plain_weight(self.layers[0]) if self.layers else None
             self.become_one_layer(self._one_layer(self._like.new_empty(self.dim, self.dim) if first is None else first))
-        depth = len({key.removeprefix(prefix).split(".")[1] for key in saved})
-        if saved and self.layers and depth != len(self.layers):
-            # Like a size mismatch an error, strict or not: some of the factors make another matrix.
-            *_, errors = args
-            errors.append(
-                f"{prefix.rstrip('.')}: expected {len(self.layers)} linear layers, the checkpoint has {depth}; build "
-                f"the model with depth={depth}, or save it after collapse_linear_bottleneck"
-            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _axis_of(self, input: Tensor) -> int:
