@@ -32,6 +32,8 @@ def find_bottleneck(module: nn.Module) -> tuple[str, LinearBottleneck]:
 
 
 def replace_submodule(module: nn.Module, name: str, child: nn.Module) -> None:
-    """Put ``child`` where the submodule called ``name`` is."""
-    parent, _, last = name.rpartition(".")
-    setattr(module.get_submodule(parent), last, child)
+    """Put ``child`` where the submodule called ``name`` is, and wherever else that one is."""
+    old = module.get_submodule(name)
+    places = [(parent, key) for parent in module.modules() for key, value in parent._modules.items() if value is old]
+    for parent, key in places:
+        setattr(parent, key, child)

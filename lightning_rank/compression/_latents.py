@@ -1,13 +1,14 @@
-"""The latents of data: what comes out of the bottleneck."""
+"""The latents of data: what comes out of the bottleneck, and their moments."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.functional._feature_axis import as_rows, resolve_feature_axis
+from lightning_rank.functional._feature_axis import as_rows, feature_axis_of, shape_of
+from lightning_rank.functional.moments import Moments, finite_moments
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
 from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
@@ -18,8 +19,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
-        # Compiled code would not notice a hook.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        # Compiled code would not notice a hook, and what is made in inference mode could not be trained.
+        with torch.inference_mode(False), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for child, training in modes.items():
@@ -51,15 +52,27 @@ def input_of(batch: Any, device: torch.device) -> Tensor:
     return input.to(device)
 
 
-def latents_of_batches(module: nn.Module, bottleneck: LinearBottleneck, batches: Iterable[Any]) -> Iterator[Tensor]:
-    """Run the module on each batch, and yield what comes out of its bottleneck.
+def latent_moments(module: nn.Module, bottleneck: LinearBottleneck, data: Tensor | Iterable[Any]) -> Moments:
+    """The moments of latents, or of what comes out of the bottleneck when the module runs on batches.
 
     Raises:
-        TypeError: A batch has no tensor to go in.
-        ValueError: The module does not call its bottleneck.
+        TypeError: A batch has no tensor to go in, or latents are not real and floating-point.
+        ValueError: The module does not call its bottleneck; or latents are not as wide as it is or have NaN.
     """
+    if isinstance(data, Tensor):
+        return finite_moments([latent_rows(data, bottleneck)], "data")
+    with closing(_latents_of_batches(module, bottleneck, data)) as latents:  # or its hook would stay after an error
+        return finite_moments((latent_rows(part, bottleneck) for part in latents), "data")
+
+
+def _latents_of_batches(
+    module: nn.Module, bottleneck: LinearBottleneck, batches: Iterable[Any]
+) -> Generator[Tensor, None, None]:
     found: list[Any] = []
-    hook = bottleneck.register_forward_hook(lambda module, args, output: found.append(output))
+    # Copies, before anybody else has them: what is behind may write into them.
+    hook = bottleneck.register_forward_hook(
+        lambda module, args, output: found.append(output.detach().clone()), prepend=True
+    )
     try:
         for batch in batches:
             module(input_of(batch, bottleneck.weight.device))
@@ -75,7 +88,7 @@ def latents_of_batches(module: nn.Module, bottleneck: LinearBottleneck, batches:
 
 def axis_of(latents: Tensor, bottleneck: LinearBottleneck | TruncatedBottleneck) -> int:
     """Where the bottleneck has the features of these latents."""
-    return resolve_feature_axis(latents.shape, bottleneck.feature_axis, bottleneck.dim, bottleneck.beside)
+    return feature_axis_of(latents, bottleneck.feature_axis, bottleneck.dim, bottleneck.beside)
 
 
 def latent_rows(latents: Tensor, bottleneck: LinearBottleneck) -> Tensor:
@@ -87,10 +100,9 @@ def latent_rows(latents: Tensor, bottleneck: LinearBottleneck) -> Tensor:
     """
     if not latents.is_floating_point():
         raise TypeError(f"data: expected real floating-point latents, got {latents.dtype}")
-    axis = axis_of(latents, bottleneck)
-    if latents.ndim < 2 or latents.shape[axis] != bottleneck.dim:
+    axis, shape = axis_of(latents, bottleneck), shape_of(latents)
+    if len(shape) < 2 or shape[axis] != bottleneck.dim:
         raise ValueError(
-            f"data: expected latents with {bottleneck.dim} features on axis {axis} of at least two, got shape "
-            f"{tuple(latents.shape)}"
+            f"data: expected latents with {bottleneck.dim} features on axis {axis} of at least two, got shape {shape}"
         )
     return as_rows(latents.detach(), axis)

@@ -10,18 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rank.compression._bottleneck import find_bottleneck
-from lightning_rank.compression._latents import (
-    axis_of,
-    check_data,
-    evaluating,
-    input_of,
-    latent_rows,
-    latents_of_batches,
-)
-from lightning_rank.functional.moments import finite_moments, principal_directions
+from lightning_rank.compression._latents import axis_of, check_data, evaluating, input_of, latent_moments
+from lightning_rank.functional.compose import without_autocast
+from lightning_rank.functional.moments import principal_directions
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
 
 T = TypeVar("T")
+_NOT_AGAIN = (
+    "data: expected batches that can be gone through once for each rank, got {}; pass the dataloader itself or a list, "
+    "or a measure of your own"
+)
 
 
 @overload
@@ -87,8 +85,7 @@ def measure_by_rank(
         raise TypeError(f"measure: expected a function of the module or None, got {type(measure).__name__}")
     gradients = torch.is_grad_enabled()
     with evaluating(module):
-        latents = [data] if isinstance(data, Tensor) else latents_of_batches(module, bottleneck, data)
-        moments = finite_moments((latent_rows(part, bottleneck) for part in latents), "data")
+        moments = latent_moments(module, bottleneck, data)
         _, directions = principal_directions(moments)
         results = {}
         for rank in chosen:
@@ -107,12 +104,18 @@ def _cut(bottleneck: LinearBottleneck, mean: Tensor, directions: Tensor) -> Iter
     """Project what comes out of the bottleneck, before any other hook sees it."""
 
     def project(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        axis = axis_of(output, bottleneck)
+        if output.is_nested:
+            return torch.nested.as_nested_tensor([projected(part, part.ndim - 1) for part in output.unbind()])
+        return projected(output, axis_of(output, bottleneck))
+
+    def projected(latents: Tensor, axis: int) -> Tensor:
         # In the precision of the latents, float32 at least.
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        basis, centre = directions.to(output.device, dtype), mean.to(output.device, dtype)
-        rows = output.to(dtype).movedim(axis, -1)
-        return (centre + (rows - centre) @ basis @ basis.T).movedim(-1, axis).to(output.dtype)
+        dtype = torch.promote_types(latents.dtype, torch.float32)
+        basis, centre = directions.to(latents.device, dtype), mean.to(latents.device, dtype)
+        rows = latents.to(dtype).movedim(axis, -1)
+        with without_autocast(latents.device.type):
+            rows = centre + (rows - centre) @ basis @ basis.T
+        return rows.movedim(-1, axis).to(latents.dtype).contiguous()
 
     hook = bottleneck.register_forward_hook(project, prepend=True)
     try:
@@ -138,6 +141,8 @@ def _reconstruction_error(module: nn.Module, data: Iterable[Any], device: torch.
             )
         total += float((output - input).double().square().sum())
         count += len(input)
+    if count == 0:
+        raise ValueError(_NOT_AGAIN.format(type(data).__name__))
     return total / count
 
 
@@ -159,7 +164,4 @@ def _check_repeatable(data: Any) -> None:
     if isinstance(data, Tensor):
         raise ValueError("measure: expected a function of the module where data are latents, got None")
     if isinstance(data, Iterator):
-        raise ValueError(
-            f"data: expected batches that can be gone through once for each rank, got {type(data).__name__}; pass the "
-            "dataloader itself or a list, or a measure of your own"
-        )
+        raise ValueError(_NOT_AGAIN.format(type(data).__name__))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from lightning_rank.compression._bottleneck import find_bottleneck, replace_submodule
@@ -46,18 +47,27 @@ def load_truncated(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     dim, rank = bottleneck.dim, len(state_dict[key])
     folded = f"{name}.decode.weight" not in state_dict
     like = bottleneck.weight
-    truncated = TruncatedBottleneck(
-        dim, rank, folded=folded, feature_axis=bottleneck.feature_axis, device=like.device, dtype=like.dtype
-    )
-    truncated.beside = bottleneck.beside
-    replace_submodule(module, name, truncated.train(module.training))
-    if folded:
-        for layer_name, layer in list(module.named_modules()):
-            if can_take(layer) and _took(layer_name, layer, dim, rank, state_dict):
-                thinner = thinner_layer(layer, rank).train(layer.training)
-                carry_over(layer, thinner)
-                replace_submodule(module, layer_name, thinner)
-    module.load_state_dict(state_dict)
+    replaced: dict[str, nn.Module] = {name: bottleneck}
+    with torch.inference_mode(False):  # what is made in it could not be trained
+        truncated = TruncatedBottleneck(
+            dim, rank, folded=folded, feature_axis=bottleneck.feature_axis, device=like.device, dtype=like.dtype
+        )
+        truncated.beside = bottleneck.beside
+        truncated.requires_grad_(bottleneck.depth == 0 or any(p.requires_grad for p in bottleneck.parameters()))
+        replace_submodule(module, name, truncated.train(module.training))
+        if folded:
+            for layer_name, layer in list(module.named_modules()):
+                if can_take(layer) and _took(layer_name, layer, dim, rank, state_dict):
+                    thinner = thinner_layer(layer, rank).train(layer.training)
+                    carry_over(layer, thinner)
+                    replace_submodule(module, layer_name, thinner)
+                    replaced[layer_name] = layer
+        try:
+            module.load_state_dict(state_dict)
+        except RuntimeError:
+            for old_name, old in replaced.items():
+                replace_submodule(module, old_name, old)
+            raise
 
 
 def _took(name: str, layer: Foldable, dim: int, rank: int, state_dict: Mapping[str, Tensor]) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Truncation:
     """What :func:`~lightning_rank.truncate_linear_bottleneck` did; ``print`` shows it as a table.
 

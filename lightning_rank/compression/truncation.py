@@ -12,16 +12,9 @@ from torch import Tensor, nn
 
 from lightning_rank.compression._bottleneck import find_bottleneck, replace_submodule
 from lightning_rank.compression._folding import fold_decode
-from lightning_rank.compression._latents import (
-    axis_of,
-    check_data,
-    evaluating,
-    input_of,
-    latent_rows,
-    latents_of_batches,
-)
+from lightning_rank.compression._latents import axis_of, check_data, evaluating, input_of, latent_moments
 from lightning_rank.compression.report import Truncation
-from lightning_rank.functional.moments import finite_moments, principal_directions
+from lightning_rank.functional.moments import principal_directions
 from lightning_rank.functional.rank import VARIANCE_RTOL, numerical_rank
 from lightning_rank.insertion._folding import set_parameters
 from lightning_rank.nn._submodules import plain_name
@@ -87,8 +80,8 @@ def truncate_linear_bottleneck(
         _check_rank(rank, bottleneck.dim)
     check_data(data)
     with evaluating(module):
-        sample, latents = _latents(module, bottleneck, data)
-        moments = finite_moments((latent_rows(part, bottleneck) for part in latents), "data")
+        sample, data = _sample(data, bottleneck.weight.device)
+        moments = latent_moments(module, bottleneck, data)
         deviations, directions = principal_directions(moments)
         if rank is None:
             rank = int(numerical_rank(deviations, variance_rtol=variance_rtol))
@@ -130,16 +123,15 @@ def _check_rank(rank: int, dim: int) -> None:
         raise ValueError(f"rank: expected 1 to {dim}, the width of the latents, got {rank}")
 
 
-def _latents(module: nn.Module, bottleneck: LinearBottleneck, data: Any) -> tuple[Tensor, Iterable[Tensor]]:
-    """A few latents, or inputs if ``data`` are batches; and all latents."""
+def _sample(data: Any, device: torch.device) -> tuple[Tensor, Any]:
+    """A few latents, or inputs if ``data`` are batches; and all of the data, none of which was used up."""
     if isinstance(data, Tensor):
-        return data[:_SAMPLE_ROWS], [data]
+        return data[:_SAMPLE_ROWS], data
     batches = iter(data)
     first = next(batches, None)
     if first is None:
         raise ValueError("data: expected latents or batches, got none")
-    sample = input_of(first, bottleneck.weight.device)[:_SAMPLE_ROWS]
-    return sample, latents_of_batches(module, bottleneck, chain([first], batches))
+    return input_of(first, device)[:_SAMPLE_ROWS], chain([first], batches)
 
 
 def _run_module(module: nn.Module, truncated: TruncatedBottleneck, input: Tensor) -> Callable[[], tuple[Tensor, Any]]:
@@ -175,13 +167,10 @@ def _run_decoder(
 
 def _truncated(bottleneck: LinearBottleneck, directions: Tensor, mean: Tensor) -> TruncatedBottleneck:
     weight = bottleneck.weight.detach()
-    truncated = TruncatedBottleneck(
-        bottleneck.dim,
-        directions.shape[1],
-        feature_axis=bottleneck.feature_axis,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
+    rank, axis = directions.shape[1], bottleneck.feature_axis
+    # Nothing is drawn for it.
+    truncated = TruncatedBottleneck(bottleneck.dim, rank, feature_axis=axis, device="meta", dtype=weight.dtype)
+    truncated.to_empty(device=weight.device)
     truncated.beside = bottleneck.beside
     assert truncated.decode is not None
     set_parameters(truncated.encode, directions.T @ weight.to("cpu", torch.float64), -directions.T @ mean)

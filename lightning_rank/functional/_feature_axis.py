@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -82,6 +83,21 @@ def resolve_feature_axis(
     )
 
 
+def feature_axis_of(
+    latents: Tensor, feature_axis: int | None, dim: int | None = None, beside: LayerFeatures | None = None
+) -> int:
+    """The same of a tensor, which may be nested: a transformer that is evaluated nests what was padded."""
+    if latents.is_nested and latents.layout == torch.strided:
+        return resolve_feature_axis(shape_of(latents), -1 if feature_axis is None else feature_axis)
+    return resolve_feature_axis(latents.shape, feature_axis, dim, beside)
+
+
+def shape_of(latents: Tensor) -> tuple[int, ...]:
+    """Its shape, with -1 where sequences of a nested tensor differ in length."""
+    nested = latents.is_nested and latents.layout == torch.strided
+    return (*[-1] * (latents.ndim - 1), latents.size(-1)) if nested else tuple(latents.shape)
+
+
 def as_rows(latents: Tensor, axis: int) -> Tensor:
     """Every position of ``latents`` as a row: shape ``(rows, dim)``.
 
@@ -94,4 +110,6 @@ def as_rows(latents: Tensor, axis: int) -> Tensor:
         >>> as_rows(torch.zeros(2, 8, 3, 3), 1).shape
         torch.Size([18, 8])
     """
+    if latents.is_nested:
+        return torch.cat([part.reshape(-1, part.shape[-1]) for part in latents.unbind()])
     return latents.movedim(axis, -1).reshape(-1, latents.shape[axis])

@@ -38,7 +38,9 @@ def effective_rank(singular_values: Tensor) -> Tensor:
     """
     scaled = _relative(singular_values)
     total = scaled.sum(-1, keepdim=True)
-    entropy = torch.special.entr(scaled / torch.where(total == 0, 1, total)).sum(-1)
+    p = scaled / torch.where(total == 0, 1, total)
+    # At zero the entropy has no derivative: such a value is passed over, so that the others have theirs.
+    entropy = torch.special.entr(torch.where(p == 0, 1, p)).sum(-1)
     return torch.where(total.squeeze(-1) == 0, 0, entropy.exp())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_rank.functional._feature_axis import LayerFeatures, resolve_feature_axis
+from lightning_rank.functional._feature_axis import LayerFeatures, feature_axis_of, shape_of
 from lightning_rank.functional.compose import compose_linear, without_autocast
 
 Init = Literal["orthogonal", "default"]
@@ -197,16 +197,10 @@ class LinearBottleneck(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _axis_of(self, input: Tensor) -> int:
-        if input.is_nested and input.layout == torch.strided:
-            # Sequences of several lengths: a transformer that is evaluated makes them of padded ones.
-            shape = (*[-1] * (input.ndim - 1), input.size(-1))
-            axis = resolve_feature_axis(shape, -1 if self.feature_axis is None else self.feature_axis)
-        else:
-            shape = input.shape
-            axis = resolve_feature_axis(shape, self.feature_axis, self.dim, self.beside)
+        axis, shape = feature_axis_of(input, self.feature_axis, self.dim, self.beside), shape_of(input)
         if shape[axis] != self.dim:
             raise ValueError(
-                f"input: expected {self.dim} features on axis {axis}, got shape {tuple(shape)}; "
+                f"input: expected {self.dim} features on axis {axis}, got shape {shape}; "
                 "set dim to the width of the latents, or feature_axis to the axis that holds them"
             )
         return axis

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.functional._feature_axis import LayerFeatures, resolve_feature_axis
+from lightning_rank.functional._feature_axis import LayerFeatures, feature_axis_of
 
 
 class TruncatedBottleneck(nn.Module):
@@ -64,11 +64,12 @@ class TruncatedBottleneck(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Latents, or the code if folded."""
-        axis = resolve_feature_axis(input.shape, self.feature_axis, self.dim, self.beside)
-        output = self.encode(input.movedim(axis, -1))
+        axis = feature_axis_of(input, self.feature_axis, self.dim, self.beside)
+        last = axis == input.ndim - 1
+        output = self.encode(input if last else input.movedim(axis, -1))
         if self.decode is not None:
             output = self.decode(output)
-        return output.movedim(-1, axis)
+        return output if last else output.movedim(-1, axis).contiguous()
 
     def extra_repr(self) -> str:
         """The settings, as shown by ``print``."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from lightning_rank.functional.compose import without_autocast
 from lightning_rank.functional.moments import finite_moments, principal_directions
 from lightning_rank.functional.rank import VARIANCE_RTOL, check_variance_rtol, numerical_rank
 from lightning_rank.sampling._mixture import fit_mixture
@@ -162,10 +163,14 @@ class LatentSampler(nn.Module):
         # Drawn where the generator is, so that a seed means the same latents on every device.
         source = mean.device if generator is None else generator.device
         component = weights.to(source).multinomial(n, replacement=True, generator=generator)
-        noise = torch.randn(n, means.shape[1], 1, dtype=means.dtype, device=source, generator=generator)
-        component, noise = component.to(mean.device), noise.to(mean.device)
-        codes = means[component] + (scale_tril[component] @ noise).squeeze(-1)
-        return (mean + codes @ directions.T).to(self.mean.dtype)
+        noise = torch.randn(n, means.shape[1], dtype=means.dtype, device=source, generator=generator).to(mean.device)
+        component = component.to(mean.device)
+        with without_autocast(mean.device.type):
+            codes = means[component]
+            for k, factor in enumerate(scale_tril):
+                rows = (component == k).nonzero().squeeze(1)
+                codes[rows] += noise[rows] @ factor.T
+            return (mean + codes @ directions.T).to(self.mean.dtype)
 
     def log_prob(self, latents: Tensor) -> Tensor:
         """Log density of the projection of the latents onto the subspace.
@@ -198,7 +203,8 @@ class LatentSampler(nn.Module):
         )
         components = MultivariateNormal(means, scale_tril=scale_tril, validate_args=False)
         density = MixtureSameFamily(Categorical(weights, validate_args=False), components, validate_args=False)
-        return density.log_prob((latents.to(dtype) - mean) @ directions)
+        with without_autocast(mean.device.type):
+            return density.log_prob((latents.to(dtype) - mean) @ directions)
 
     def extra_repr(self) -> str:
         """The settings, as shown by ``print``."""
@@ -244,7 +250,7 @@ def _checked(latents: Any, rank: int | None) -> Iterator[Tensor]:
             )
         if not batch.is_floating_point():
             raise TypeError(f"latents: expected real floating-point rows, got {batch.dtype}")
-        if batch.ndim != 2 or batch.shape[1] != (dim or batch.shape[1]):
+        if batch.ndim != 2 or batch.shape[1] != (dim or batch.shape[1]) or batch.shape[1] == 0:
             raise ValueError(
                 f"latents: expected shape (n, {dim or 'dim'}), got {tuple(batch.shape)}; flatten latents with more "
                 "axes, as in latents.flatten(1), or make each position a row"

@@ -183,3 +183,15 @@ def test_a_module_that_does_not_reconstruct_needs_a_measure(output, error, messa
 
     with pytest.raises(error, match=message):
         measure_by_rank(Wrapped(), batches_of((300, 10)))
+
+
+def test_batches_that_come_once_are_refused_though_they_can_be_asked_again():
+    class Once:
+        def __init__(self):
+            self.batches = iter(batches_of((30, 10)))
+
+        def __iter__(self):
+            return self.batches
+
+    with pytest.raises(ValueError, match="gone through once for each rank, got Once; pass the dataloader itself"):
+        measure_by_rank(attached(), Once())

@@ -18,6 +18,7 @@ from lightning_rank import (
     load_truncated,
     truncate_linear_bottleneck,
 )
+from lightning_rank.compression import measure_by_rank
 from lightning_rank.nn import TruncatedBottleneck
 
 DIM = 6
@@ -395,3 +396,126 @@ def test_no_warning_where_nothing_is_wrong():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         truncate_linear_bottleneck(tiny.tiny(), tiny.loader(), rank=2, fold=True)
+
+
+class Twice(Net):
+    """The bottleneck and the decoder have two names each."""
+
+    def __init__(self) -> None:
+        bottleneck = LinearBottleneck(DIM, 2, gain=1.0)
+        super().__init__(nn.Sequential(nn.Linear(10, DIM), bottleneck), nn.Linear(DIM, 10))
+        self.bottleneck, self.whole = bottleneck, nn.Sequential(self.encoder, self.decoder)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_module_with_several_names_is_replaced_under_all_of_them(fold):
+    net, x = Twice(), torch.randn(200, 10)
+    before = net(x)
+    done = truncate_linear_bottleneck(net, [x], rank=2, fold=fold)
+    assert done.folded_into == ("decoder" if fold else None)
+    assert type(net.bottleneck) is type(net.encoder[1]) is TruncatedBottleneck
+    torch.testing.assert_close(net.whole(x), net(x), rtol=0, atol=0)
+    assert not torch.allclose(net(x), before)
+
+
+def test_what_is_behind_the_bottleneck_may_write_into_the_latents():
+    def make(inplace):
+        torch.manual_seed(0)
+        return Net(nn.Linear(10, DIM), nn.Sequential(nn.LeakyReLU(0.1, inplace), nn.Linear(DIM, 10)))
+
+    x = torch.randn(200, 10)
+    found = []
+    for inplace in (False, True):
+        net = attached(lambda inplace=inplace: make(inplace))
+        found.append((list(measure_by_rank(net, [x]).values()), truncate_linear_bottleneck(net, [x], rank=2)))
+    (errors, done), (errors_in_place, done_in_place) = found
+    assert errors_in_place == pytest.approx(errors, rel=1e-5)
+    torch.testing.assert_close(done_in_place.principal_deviations, done.principal_deviations)
+
+
+def test_the_decoder_may_take_a_view_of_truncated_maps():
+    class Flat(nn.Linear):
+        def forward(self, z):
+            return super().forward(z.view(len(z), -1)).view(-1, 1, 8, 8)
+
+    net, x = Net(nn.Conv2d(1, DIM, 3, stride=4, padding=1), Flat(4 * DIM, 64)), torch.randn(20, 1, 8, 8)
+    attach_linear_bottleneck(net, dim=DIM, depth=2, gain=1.0)
+    before = net(x)
+    assert len(measure_by_rank(net, [x])) == DIM
+    truncate_linear_bottleneck(net, [x], rank=DIM)
+    torch.testing.assert_close(net(x), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["truncate", "load"])
+def test_what_is_made_in_inference_mode_can_be_trained(way):
+    net, x = attached(), torch.randn(200, 10)
+    saved = attached()
+    truncate_linear_bottleneck(saved, [x], rank=2, fold=True)
+    with torch.inference_mode():
+        if way == "truncate":
+            truncate_linear_bottleneck(net, [x], rank=2, fold=True)
+        else:
+            load_truncated(net, saved.state_dict())
+    net(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_latents_that_are_refused_leave_no_hook():
+    net = attached()
+    with pytest.raises(ValueError, match="features on axis 0 of at least two") as kept:
+        measure_by_rank(net, [torch.randn(10)])
+    assert kept.tb is not None
+    assert not net.encoder.linear_bottleneck._forward_hooks
+
+
+def test_a_state_dict_that_does_not_fit_leaves_the_module_as_it_was():
+    saved, net, x = attached(), attached(), torch.randn(200, 10)
+    truncate_linear_bottleneck(saved, [x], rank=2, fold=True)
+    whole = saved.state_dict()
+    lacking = {key: value for key, value in whole.items() if key != "decoder.2.bias"}
+    keys = list(net.state_dict())
+    with pytest.raises(RuntimeError, match=r"decoder\.2\.bias"):
+        load_truncated(net, lacking)
+    assert list(net.state_dict()) == keys
+    load_truncated(net, whole)
+    torch.testing.assert_close(net(x), saved(x))
+
+
+def test_of_small_outputs_other_ones_are_seen_too():
+    class Small(Net):
+        def forward(self, x):
+            z = self.encoder(x)
+            return 1e-4 * (self.decoder(z) + z.norm(dim=1, keepdim=True))
+
+    net, x = Small(nn.Linear(10, DIM), nn.Linear(DIM, 10)), torch.randn(200, 10)
+    attach_linear_bottleneck(net, dim=DIM, depth=2, gain=1.0)
+    with pytest.warns(UserWarning, match="the outputs are others"):
+        assert truncate_linear_bottleneck(net, [x], rank=DIM, fold=True).folded_into is None
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_padded_sequences_of_a_transformer_are_cut_too():
+    """Evaluating, torch nests them; the padding is no latent."""
+
+    class Padded(nn.TransformerEncoder):
+        def forward(self, x):
+            padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+            padding[:3, -2:] = True
+            return super().forward(x, src_key_padding_mask=padding)
+
+    layer = nn.TransformerEncoderLayer(DIM, 2, 8, dropout=0.0, batch_first=True)
+    net, x = Net(Padded(layer, 2), nn.Identity()), torch.randn(9, 5, DIM)
+    attach_linear_bottleneck(net, after="encoder.layers.0", dim=DIM, depth=2, gain=1.0)
+    with torch.no_grad():
+        expected = net.eval()(x)
+        at_each = measure_by_rank(net, [x], measure=lambda module: module(x), ranks=[2, DIM])
+        torch.testing.assert_close(at_each[DIM], expected, rtol=1e-4, atol=1e-5)
+        truncate_linear_bottleneck(net, [x], rank=2)
+        torch.testing.assert_close(net(x), at_each[2], rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_drawn():
+    net, x = attached(), torch.randn(200, 10)
+    state = torch.get_rng_state()
+    truncate_linear_bottleneck(net, [x], rank=2, fold=True)
+    assert torch.equal(torch.get_rng_state(), state)

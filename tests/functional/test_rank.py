@@ -130,3 +130,16 @@ def test_bad_spectra_are_refused(rank, bad, error, message):
 def test_bad_thresholds_are_refused(rtol):
     with pytest.raises(ValueError, match="variance_rtol: expected a number in"):
         numerical_rank(torch.ones(3), variance_rtol=rtol)
+
+
+def test_a_singular_value_of_zero_leaves_the_others_their_gradients():
+    """Of a layer with dead units the effective rank can be trained."""
+    values = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    effective_rank(values).backward()
+    alone = torch.tensor([2.0, 1.0], dtype=torch.float64, requires_grad=True)
+    effective_rank(alone).backward()
+    torch.testing.assert_close(values.grad[:2], alone.grad)
+    assert values.grad.isfinite().all()
+    nothing = torch.zeros(2, requires_grad=True)
+    effective_rank(nothing).backward()
+    assert nothing.grad.tolist() == [0.0, 0.0]

@@ -7,6 +7,7 @@ import tiny
 import torch
 from scipy.stats import multivariate_normal
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_rank.sampling import LatentSampler
 
@@ -244,3 +245,25 @@ def test_bad_input_is_refused_by_name(monkeypatch):
         ImportError, match=r"kind='mixture' needs scikit-learn .* pip install 'lightning-rank\[sampling\]'"
     ):
         LatentSampler(kind="mixture").fit(latents)
+
+
+def test_autocast_leaves_samples_in_the_subspace_and_densities_as_they_are():
+    latents = low_rank(dtype=torch.float32)
+    sampler = LatentSampler().fit(latents)
+    samples, densities = sampler.sample(50, seeded()), sampler.log_prob(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(sampler.sample(50, seeded()), samples, rtol=0, atol=0)
+        torch.testing.assert_close(sampler.log_prob(latents), densities, rtol=0, atol=0)
+
+
+def test_samples_take_no_matrix_each():
+    """A factor for each sample would be 5,000 matrices, 655 MB."""
+    sampler = LatentSampler().fit(torch.randn(1000, 181))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as taken:
+        sampler.sample(5000)
+    assert max(event.cpu_memory_usage for event in taken.events()) < 20 * 5000 * 181 * 4
+
+
+def test_latents_without_features_are_refused():
+    with pytest.raises(ValueError, match=r"expected shape \(n, dim\), got \(5, 0\)"):
+        LatentSampler().fit(torch.empty(5, 0))
