@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/shrink_autoencoder"), help="for what is left")
     args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error(f"--seeds: expected 1 or more, got {args.seeds}")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*no `val_dataloader`.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*", category=FutureWarning)

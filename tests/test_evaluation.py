@@ -103,7 +103,7 @@ def test_the_classifier_is_good_and_trained_once(tmp_path):
         images, labels = digits.val.tensors
         return (classifier(images).argmax(1) == labels).double().mean()
 
-    path = tmp_path / "classifier.pt"
+    path = tmp_path / "not yet there" / "classifier.pt"
     first = sample_quality.train_classifier(digits.train_dataloader, torch.device("cpu"), path)
     assert accuracy(first) > 0.93
     again = sample_quality.train_classifier(digits.val_dataloader, torch.device("cpu"), path)
@@ -185,6 +185,8 @@ def test_limits_count_batches(tmp_path):
     result, (*_, (rows, _)) = evaluated(tmp_path, planar([[1.0, 0.0], [0.0, 1.0]]), limits={"test": 1, "train": 0.25})
     assert result["samples/count"] == 64
     assert result["test/error"] == pytest.approx(float(rows[:64, 2:].double().square().sum(1).mean()), rel=1e-6)
+    few, _ = evaluated(tmp_path, planar([[1.0, 0.0], [0.0, 1.0]]), limits={"test": 0.01})
+    assert few["samples/count"] == 64, "a batch at least"
 
 
 @pytest.mark.parametrize(("test_images", "pairs"), [(2, 1), (3, 1), (6, 3), (100, 4)])

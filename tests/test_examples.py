@@ -170,6 +170,9 @@ def test_bad_settings_are_refused(tmp_path):
         sweep(seeds=[])
     with pytest.raises(ValueError, match="shard: expected"):
         sweep(shard=(3, 2))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"output_dir: expected a folder, got the file .*/file"):
+        rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=tmp_path / "file", name="bad")
     with pytest.raises(ValueError, match="variance_cutoff: expected a positive number, got 0"):
         sweep(variance_cutoff=0)
     with pytest.raises(ValueError, match="logger: expected one of"):
@@ -187,6 +190,7 @@ def test_bad_settings_are_refused(tmp_path):
             for shard in ("0/2", "3/2", "x/2", "1", "1/")
         ),
         (["--seeds", "0"], "--seeds: expected 1 or more, got 0"),
+        (["--output-dir", __file__], f"--output-dir: expected a folder, got the file {__file__}"),
         (["--num-workers", "-1"], "--num-workers: expected 0 or more, got -1"),
         (["--batch-size", "0"], "--batch-size: expected 1 or more, got 0"),
         (["--gains", "0.3", "--variance-cutoff", "0.1"], "--gains with --variance-cutoff: the cutoff holds for gain 1"),

@@ -2,21 +2,26 @@
 
 import errno
 import itertools
+import json
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import rows
+from torch.multiprocessing import ProcessRaisedException, start_processes
 from torchvision.utils import save_image
 
-from lightning_rank import DepthScaledLR, attach_linear_bottleneck
+from lightning_rank import DepthScaledLR, EffectiveRankMonitor, attach_linear_bottleneck
 from lightning_rank.functional import weight_decay_for_variance_cutoff
 from rank_trainer import Method, RankSweep, loggers
 from rank_trainer.autoencoders import linear_autoencoder, mlp_autoencoder
-from rank_trainer.data import TensorDataModule
+from rank_trainer.callbacks import SaveTraining
+from rank_trainer.data import DataError, TensorDataModule
+from rank_trainer.failures import FirstProcessError, stops_all, told_in_process
 from rank_trainer.runs import Run
 
 FEATURES, DIM = 10, 6
@@ -129,6 +134,77 @@ def test_a_measurement_that_fails_keeps_the_training(tmp_path):
     assert torch.equal(seen[0], torch.load(checkpoint, weights_only=True)["state_dict"]["encoder.weight"])
     assert result["test/error"] == 1.0
     assert len(result["history"]) == result["epochs"] == 2, "the curve of the training, not of none"
+
+
+def test_a_run_that_a_callback_stopped_trains_no_more_when_only_its_measurement_failed(tmp_path):
+    stops = Method("stops", callbacks=[lambda: EarlyStopping("rank/effective", mode="max", min_delta=1e9, patience=1)])
+    measured = iter([ZeroDivisionError("measured nothing"), {"test/error": 1.0}])
+
+    def once_broken(module, directory, seed):
+        found = next(measured)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    settings = {"methods": [stops], "max_epochs": 9, "evaluate": once_broken}
+    assert sweep(tmp_path, **settings).run() == []
+    (trained,) = tmp_path.glob("runs/stops*/trained.json")
+    first = json.loads(trained.read_text())
+    assert first["epochs"] == len(first["history"]) == 2
+    (result,) = sweep(tmp_path, **settings).run()
+    assert {key: result[key] for key in first} == first
+    assert json.loads(trained.read_text()) == first
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path):
+    before = SaveTraining(EffectiveRankMonitor(), tmp_path)
+    before.load_state_dict({"seconds": 100.0})
+    before.on_train_start(None, None)
+    assert 100 < before.seconds < 101
+    after = SaveTraining(EffectiveRankMonitor(), tmp_path)
+    after.load_state_dict(before.state_dict())
+    assert after.seconds > 100
+    (result,) = sweep(tmp_path, methods=["plain"]).run()
+    (checkpoint,) = tmp_path.glob("runs/plain*/last.ckpt")
+    kept = torch.load(checkpoint, weights_only=True)["callbacks"]["SaveTraining"]
+    assert kept["seconds"] == pytest.approx(result["seconds"], abs=1)
+
+
+def _damaged(rank):
+    raise DataError("1.png: this image cannot be decoded\nreplace it")
+
+
+def _full(rank):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _broken(rank):
+    raise ValueError("no such luck")
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "told"),
+    [
+        (_damaged, DataError, "1.png: this image cannot be decoded\nreplace it"),
+        (_full, OSError, "[Errno 28] No space left on device"),
+        (_broken, FirstProcessError, "ValueError: no such luck"),
+    ],
+)
+def test_what_a_launched_process_raised_is_told_as_if_it_were_this_one(function, kind, told):
+    """Torch brings it home as a traceback in words."""
+    with pytest.raises(ProcessRaisedException) as caught:
+        start_processes(function, nprocs=1, start_method="fork")
+    error = told_in_process(caught.value)
+    assert (type(error), str(error)) == (kind, told)
+    assert stops_all(error) is (function is not _broken)
+    other = ValueError("of this process")
+    assert told_in_process(other) is other
+
+
+def test_the_command_that_uploads_can_be_pasted(tmp_path, capsys):
+    (tmp_path / "a b/runs/one/wandb/offline-run-1").mkdir(parents=True)
+    sweep(tmp_path / "a b", methods=["plain"]).run()
+    assert f"wandb sync '{tmp_path}/a b'/runs/*/wandb/offline-run-*" in capsys.readouterr().out
 
 
 def test_no_space_stops_the_sweep_and_loses_nothing_finished(tmp_path, monkeypatch):

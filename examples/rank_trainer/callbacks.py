@@ -54,6 +54,21 @@ class SaveTraining(Callback):
     def __init__(self, monitor: EffectiveRankMonitor, directory: Path) -> None:
         self.monitor = monitor
         self.directory = directory
+        self.before = 0.0  # seconds that the checkpoint took which is gone on from
+        self.start: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far."""
+        return self.before + (0.0 if self.start is None else time.monotonic() - self.start)
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on counting from a checkpoint."""
+        self.before = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -61,11 +76,10 @@ class SaveTraining(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint, then ``trained.json``, which says that it is the last."""
-        seconds = round(time.monotonic() - self.start, 1)
         trainer.save_checkpoint(self.directory / "last.ckpt")
         if trainer.is_global_zero:
             trained = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            trained |= {"epochs": trainer.current_epoch, "seconds": seconds}
+            trained |= {"epochs": trainer.current_epoch, "seconds": round(self.seconds, 1)}
             trained["history"] = self.monitor.history
             trained["singular_values"] = self.monitor.singular_values["linear_bottleneck"].tolist()
             write_whole(self.directory / "trained.json", json.dumps(trained))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 
 from lightning.pytorch import Trainer
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 
 class DataError(RuntimeError):
@@ -12,7 +13,7 @@ class DataError(RuntimeError):
 
 
 class FirstProcessError(RuntimeError):
-    """What went wrong in the first process, as the others hear of it: in words, for not every exception is pickled."""
+    """What went wrong in another process, as this one hears of it: in words, for not every exception is pickled."""
 
 
 def out_of_space(error: BaseException | None) -> bool:
@@ -22,6 +23,21 @@ def out_of_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def told_in_process(error: BaseException) -> BaseException:
+    """What went wrong in a process that torch started for this one, which hears of it as a traceback in words."""
+    if not isinstance(error, ProcessRaisedException):
+        return error
+    # Below the last line of code stands what was raised: "package.module.Kind: message", of one line or several.
+    lines = str(error).rpartition('\n  File "')[2].splitlines()[1:]
+    start = next((number for number, line in enumerate(lines) if line and not line[0].isspace()), 0)
+    words = "\n".join(lines[start:]).strip()
+    kind, _, message = words.partition(": ")
+    if kind == f"{DataError.__module__}.{DataError.__qualname__}":
+        return DataError(message)
+    full = next((number for number in (errno.ENOSPC, errno.EDQUOT) if message.startswith(f"[Errno {number}]")), None)
+    return FirstProcessError(words) if full is None else OSError(full, os.strerror(full))
 
 
 def stops_all(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """Trainings over methods, depths, gains and seeds, that survive being stopped."""
 
 import json
+import shlex
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_rank.functional import VARIANCE_RTOL, weight_decay_for_variance_cutoff
 from rank_trainer import loggers, report
-from rank_trainer.failures import DataError, in_first_process, in_words, stops_all
+from rank_trainer.failures import DataError, in_first_process, in_words, stops_all, told_in_process
 from rank_trainer.files import write_whole
 from rank_trainer.methods import METHODS, Method, by_name
 from rank_trainer.runs import Run, identity, list_runs
@@ -86,6 +87,8 @@ class RankSweep:
             raise ValueError(f"variance_cutoff: expected a positive number, got {variance_cutoff}")
         if not 1 <= shard[0] <= shard[1]:
             raise ValueError(f"shard: expected (i, n) with i from 1 to n, got {shard}")
+        if Path(output_dir).is_file():
+            raise ValueError(f"output_dir: expected a folder, got the file {output_dir}")
         if logger not in loggers.LOGGERS:
             raise ValueError(f"logger: expected one of {loggers.LOGGERS}, got {logger!r}")
         self.make_autoencoder = make_autoencoder
@@ -167,9 +170,10 @@ class RankSweep:
     def _attempt(self, run: Run, title: str) -> None:
         try:
             self._train(run, title)
-        except Exception as error:
+        except Exception as caught:
+            error = told_in_process(caught)
             if stops_all(error):
-                raise
+                raise error from (None if error is caught else caught)
             self.failures[run] = in_words(error)
             self._note_failure(run)
 
@@ -248,4 +252,4 @@ class RankSweep:
         offline = sorted(self.output_dir.glob("runs/*/wandb/offline-run-*"))
         if offline:
             print(f"{len(offline)} W&B runs are offline; to upload them:")
-            print(f"wandb sync {self.output_dir}/runs/*/wandb/offline-run-*")
+            print(f"wandb sync {shlex.quote(str(self.output_dir))}/runs/*/wandb/offline-run-*")

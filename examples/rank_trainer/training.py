@@ -1,5 +1,6 @@
 """One training of a sweep, which goes on where it was stopped."""
 
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,10 @@ def train(
     """
     monitor = EffectiveRankMonitor(variance_rtol=variance_rtol, log_spectrum_every_n_epochs=50)
     every = max(1, max_epochs // 15)
+    resumed = _resumable(directory, max_epochs)
+    if resumed is not None and (directory / "trained.json").exists():
+        # It was only not measured yet: its checkpoint is of its last epoch, and this trains no more.
+        max_epochs = json.loads((directory / "trained.json").read_text())["epochs"]
     checkpoint = ModelCheckpoint(directory, "last", every_n_epochs=every, enable_version_counter=False)
     rates = [LearningRateMonitor("epoch")] if logger else []
     trainer = Trainer(
@@ -54,8 +59,7 @@ def train(
         num_sanity_val_steps=0,
         **trainer_options,
     )
-    # Of a run that was only not measured yet this brings back the weights, and trains no more.
-    trainer.fit(module, datamodule=datamodule, ckpt_path=_resumable(directory, max_epochs))
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed)
     return trainer
 
 

@@ -94,7 +94,8 @@ class RankCurve:
 
     def leave(self, trainer: Trainer) -> None:
         """Send all home, if this process was launched and ends now."""
-        self._way_back.leave(trainer, (self.state_dict(), self._spectra, self._weight_spectra))
+        # The curve of the fit, not that of a checkpoint that was loaded to be validated.
+        self._way_back.leave(trainer, (self._history.state_dict(), self._spectra, self._weight_spectra))
 
     def _fetch(self) -> None:
         state = self._way_back.fetch()

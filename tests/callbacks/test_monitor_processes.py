@@ -7,6 +7,7 @@ import reference
 import tiny
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
@@ -168,6 +169,18 @@ def test_a_process_that_was_launched_to_validate_brings_its_spectra_home():
     torch.testing.assert_close(
         monitor.singular_values["encoder"], expected(model, tiny.rows(24, seed=7)), rtol=1e-6, atol=1e-7
     )
+
+
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler`")
+def test_a_checkpoint_that_launched_processes_validate_leaves_the_curve_of_the_fit(tmp_path):
+    monitor, checkpoint = EffectiveRankMonitor(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    options = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 3, "enable_checkpointing": True}
+    trainer, model = tiny.trainer(callbacks=[monitor, checkpoint], **options), tiny.tiny()
+    trainer.fit(model, tiny.loader(), tiny.loader())
+    curve = monitor.history
+    assert [row["epoch"] for row in curve] == [0, 1, 2]
+    trainer.validate(model, tiny.loader(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert monitor.history == curve
 
 
 def test_three_processes_and_layers_of_three_widths(tmp_path):

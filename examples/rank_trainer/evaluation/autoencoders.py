@@ -177,8 +177,8 @@ class AutoencoderEvaluation:
 
 
 def limited(loader: DataLoader, limit: Limit) -> Iterator[list[Tensor]]:
-    """The batches that count: so many (int), a share of them (float), or all (``None``), as the Trainer has it."""
-    return itertools.islice(loader, int(limit * len(loader)) if isinstance(limit, float) else limit)
+    """The batches that count: so many (int), a share of them (float) but at least one, or all (``None``)."""
+    return itertools.islice(loader, max(1, int(limit * len(loader))) if isinstance(limit, float) else limit)
 
 
 @torch.no_grad()

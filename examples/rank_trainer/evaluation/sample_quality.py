@@ -77,6 +77,7 @@ def train_classifier(batches: Callable[[], Iterable[list[Tensor]]], device: torc
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         torch.save(classifier.state_dict(), partial)
     return classifier.eval()
