@@ -198,7 +198,8 @@ def depth_verdict(rows: Rows, steps: int) -> str:
     worst = max(map(verdicts.change, ours.values()))
     judged = study.judged(worst <= verdicts.DEPTH_HOLDS, worst <= verdicts.DEPTH_WITHIN_LIMITS)
     told = ", ".join(f"{verdicts.change(line):.2f} ({name})" for name, line in (ours | irmae).items())
-    reach = max(sum(verdicts.deepest_over_shallowest(line)) for line in ours.values())
+    reaches = [sum(verdicts.deepest_over_shallowest(line)) for line in ours.values()]
+    reach = max((ratio for ratio in reaches if not math.isnan(ratio)), default=math.nan)  # NaN: of one seed
     return f"""**The rank does not depend on the depth: {judged}.** Over the depths the mean effective rank after
 {steps:,} steps changes by a factor of {told}. (Holds: {verdicts.DEPTH_HOLDS} at most; within limits:
 {verdicts.DEPTH_WITHIN_LIMITS}. Of means, that is: seed by seed the deepest of ours has up to {reach:.2f} times the rank

@@ -21,9 +21,9 @@ IMAGES = {"CIFAR-10": ("converged_cifar10", (2_000, 10_000)), "Fashion-MNIST": (
 CONVERGED = {
     "test error": "test error",
     "samples, Gaussian": "samples",
-    "10 a class, standardized": "10 labels a class",
-    "10 a class, as they are": "the same, as they are",
-    "all labels, standardized": "all labels",
+    "10 a class, standardized": "10 labels, standardized",
+    "10 a class, as they are": "10 labels, as they are",
+    "all labels, standardized": "all labels, standardized",
 }
 STEP = {"what": "training step", "dim": "128", "rows": "1024"}
 # what, report, the text before its table, the row, the column
