@@ -172,8 +172,10 @@ class RankSweep:
             self._train(run, title)
         except Exception as caught:
             error = told_in_process(caught)
+            if stops_all(error) and error is caught:
+                raise
             if stops_all(error):
-                raise error from (None if error is caught else caught)
+                raise error from caught
             self.failures[run] = in_words(error)
             self._note_failure(run)
 
