@@ -104,7 +104,7 @@ def _depths(page: Path) -> Iterable[Row]:
     """Effective rank over the depths."""
     for data, (report, stops) in IMAGES.items():
         for row in rows_of(report, "Effective rank over depths:"):
-            if row.get("steps") == f"{stops[-1]:,}":
+            if row["steps"] == f"{stops[-1]:,}":
                 ranks = {name: _mean(row[name]) for name in ("2 layers", "4 layers", "8 layers")}
                 factor = {"largest / smallest": row["largest / smallest"]}
                 yield {"effective rank": f"{_link(page, data, report)}, {row['']}"} | ranks | factor

@@ -143,9 +143,11 @@ class LinearBottleneck(nn.Module):
         """
         training = {module: module.training for module in self.modules()}
         self.eval()  # a layer may have dropout
-        weight = self.weight.detach().contiguous()
-        for module, was in training.items():
-            module.training = was
+        try:
+            weight = self.weight.detach().contiguous()
+        finally:
+            for module, was in training.items():
+                module.training = was
         return self._one_layer(weight)
 
     def become_one_layer(self, layer: nn.Linear) -> None:

@@ -402,6 +402,10 @@ def test_collapsed_in_training_dropout_in_a_layer_is_no_part_of_the_matrix():
     bottleneck.layers[1].eval()
     torch.testing.assert_close(bottleneck.collapse().weight, expected)
     assert [layer.training for layer in bottleneck.layers] == [True, False], "as it was"
+    bottleneck.layers[1] = torch.nn.Linear(3, 4)  # does not fit
+    with pytest.raises(RuntimeError):
+        bottleneck.collapse()
+    assert all(layer.training for layer in bottleneck.layers)
 
 
 def test_a_missing_axis_is_named():
