@@ -166,6 +166,22 @@ def test_folders_are_split_as_they_are_or_a_tenth_is_held_out(tmp_path, given, s
         assert whole(module, split)[1].tolist() == [(mark // 10) % 2 for mark in marked]
 
 
+def test_what_is_hidden_in_a_folder_is_left_out(tmp_path):
+    """What notebooks and file browsers leave, beside the classes and in them."""
+    write_folder(tmp_path)
+    for hidden in (".ipynb_checkpoints", ".thumbnails"):
+        (tmp_path / hidden).mkdir()
+        (tmp_path / "cat" / hidden).mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / ".thumbnails" / "cat.png")
+    (tmp_path / "cat" / "._000.png").write_bytes(b"no image")
+    module = data.folder(tmp_path)
+    assert sorted(itertools.chain(*(marks(module, split) for split in SPLITS))) == list(range(20))
+    only_hidden = tmp_path / "empty" / ".git"
+    only_hidden.mkdir(parents=True)
+    with pytest.raises(DataError, match="expected a folder of images for each class"):
+        data.folder(tmp_path / "empty").setup("fit")
+
+
 def test_the_first_batches_of_a_folder_hold_all_classes(tmp_path):
     for name in SPLITS:
         write_folder(tmp_path / name, n=40)

@@ -177,6 +177,14 @@ def test_bad_settings_are_refused(tmp_path):
         sweep(variance_cutoff=0)
     with pytest.raises(ValueError, match="logger: expected one of"):
         sweep(logger="mlflow")
+    for options, told in [
+        ({"precision": "31"}, "Precision '31' is invalid"),
+        ({"devices": "two"}, "`devices` selected with"),
+        ({"accelerator": "cpu", "devices": 0}, "not a valid input using cpu"),
+        ({"max_epochs": 3}, "multiple values for keyword argument 'max_epochs'"),
+    ]:
+        with pytest.raises(ValueError, match=f"trainer_options: .*{told}"):
+            sweep(trainer_options=options)
 
 
 @pytest.mark.parametrize(

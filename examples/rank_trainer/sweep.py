@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_rank.functional import VARIANCE_RTOL, weight_decay_for_variance_cutoff
@@ -17,7 +18,7 @@ from rank_trainer.failures import DataError, in_first_process, in_words, stops_a
 from rank_trainer.files import write_whole
 from rank_trainer.methods import METHODS, Method, by_name
 from rank_trainer.runs import Run, identity, list_runs
-from rank_trainer.training import load_trained, train
+from rank_trainer.training import load_trained, make_trainer, train
 
 
 class RankSweep:
@@ -91,6 +92,10 @@ class RankSweep:
             raise ValueError(f"output_dir: expected a folder, got the file {output_dir}")
         if logger not in loggers.LOGGERS:
             raise ValueError(f"logger: expected one of {loggers.LOGGERS}, got {logger!r}")
+        try:
+            make_trainer(max_epochs, [], None, trainer_options or {})
+        except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
+            raise ValueError(f"trainer_options: {error}") from error
         self.make_autoencoder = make_autoencoder
         self.datamodule = datamodule
         self.dim = dim

@@ -49,18 +49,27 @@ def train(
         max_epochs = json.loads((directory / "trained.json").read_text())["epochs"]
     checkpoint = ModelCheckpoint(directory, "last", every_n_epochs=every, enable_version_counter=False)
     rates = [LearningRateMonitor("epoch")] if logger else []
-    trainer = Trainer(
+    saving = SaveTraining(monitor, directory)
+    callbacks = [*callbacks, *rates, monitor, checkpoint, Progress(title), saving]
+    trainer = make_trainer(max_epochs, callbacks, logger, trainer_options)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed)
+    return trainer
+
+
+def make_trainer(
+    max_epochs: int, callbacks: Sequence[Callback], logger: Logger | None, options: dict[str, Any]
+) -> Trainer:
+    """The one way to make it, so that options can be tried before anything is trained."""
+    return Trainer(
         max_epochs=max_epochs,
-        callbacks=[*callbacks, *rates, monitor, checkpoint, Progress(title), SaveTraining(monitor, directory)],
+        callbacks=list(callbacks),
         logger=logger or False,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=10,
         num_sanity_val_steps=0,
-        **trainer_options,
+        **options,
     )
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed)
-    return trainer
 
 
 def load_trained(module: LightningModule, directory: Path) -> LightningModule:

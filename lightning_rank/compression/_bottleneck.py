@@ -37,3 +37,10 @@ def replace_submodule(module: nn.Module, name: str, child: nn.Module) -> None:
     places = [(parent, key) for parent in module.modules() for key, value in parent._modules.items() if value is old]
     for parent, key in places:
         setattr(parent, key, child)
+
+
+def take_over(bottleneck: LinearBottleneck, truncated: TruncatedBottleneck) -> None:
+    """What was said of the axis, and hooks, which whoever registered them can still take off."""
+    truncated.beside = bottleneck.beside
+    hooks = {name: value for name, value in vars(bottleneck).items() if "hook" in name and "state_dict" not in name}
+    vars(truncated).update(hooks)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_rank.compression._bottleneck import replace_submodule
+from lightning_rank.compression._latents import random_state_kept
 from lightning_rank.insertion._folding import Foldable, composed_behind, is_foldable, set_parameters
 from lightning_rank.insertion._hooks import carry_over
 from lightning_rank.nn._submodules import plain_name
@@ -37,9 +38,8 @@ def fold_decode(
     """
     decode = truncated.decode
     assert decode is not None
-    devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
-        with torch.random.fork_rng(devices):
+        with random_state_kept(module):
             expected, takers = _run_recording(module, run)
     except (RuntimeError, TypeError):  # what takes the latents takes more than those
         return NO_TAKER
@@ -48,14 +48,14 @@ def fold_decode(
     ((name, layer),) = takers.items()
     if not can_take(layer):
         return NO_TAKER
-    with torch.random.fork_rng(devices):  # its initialization draws, too
+    with random_state_kept(module):  # its initialization draws, too
         thinner = thinner_layer(layer, decode.in_features)
     set_parameters(thinner, *composed_behind(layer, decode.weight, decode.bias))
     carry_over(layer, thinner)
     replace_submodule(module, name, thinner)
     truncated.decode = None
     try:
-        with torch.random.fork_rng(devices):
+        with random_state_kept(module):
             made = run()[1]
         _check_same(made, expected, torch.finfo(layer.weight.dtype).eps ** 0.5)
     except BaseException as error:

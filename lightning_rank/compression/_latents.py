@@ -1,7 +1,7 @@
 """The latents of data: what comes out of the bottleneck, and their moments."""
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +25,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for child, training in modes.items():
             child.training = training
+
+
+def random_state_kept(module: nn.Module) -> AbstractContextManager[None]:
+    """What is drawn inside, on the host and on the module's devices, leaves the random state as it was."""
+    return torch.random.fork_rng({parameter.device for parameter in module.parameters() if parameter.is_cuda})
 
 
 def check_data(data: Any) -> None:

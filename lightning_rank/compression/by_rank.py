@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rank.compression._bottleneck import find_bottleneck
-from lightning_rank.compression._latents import axis_of, check_data, evaluating, input_of, latent_moments
+from lightning_rank.compression._latents import (
+    axis_of,
+    check_data,
+    evaluating,
+    input_of,
+    latent_moments,
+    random_state_kept,
+)
 from lightning_rank.functional.compose import without_autocast
 from lightning_rank.functional.moments import principal_directions
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
@@ -48,8 +55,9 @@ def measure_by_rank(
     .. math:: z_r = \bar z + V_r V_r^T (z - \bar z)
 
     which is what :func:`~lightning_rank.truncate_linear_bottleneck` makes of them: read the rank to cut to off the
-    result, without training or cutting anything. While it measures, the module is in evaluation mode and compiled
-    code runs eagerly; afterwards, also if ``measure`` raises, the module is as it was.
+    result, without training or cutting anything. While it measures, the module is in evaluation mode, compiled code
+    runs eagerly, and what is drawn (by a variational autoencoder, a shuffling dataloader) is the same at every rank;
+    afterwards, also if ``measure`` raises, the module is as it was.
 
     Args:
         module: A module with one :class:`~lightning_rank.LinearBottleneck`; one of ``depth=0`` is that of a plain
@@ -90,7 +98,7 @@ def measure_by_rank(
         results = {}
         for rank in chosen:
             module.eval()  # a measure may have changed it
-            with _cut(bottleneck, moments.mean, directions[:, :rank]):
+            with random_state_kept(module), _cut(bottleneck, moments.mean, directions[:, :rank]):
                 if measure is None:
                     results[rank] = _reconstruction_error(module, data, bottleneck.weight.device)
                 else:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.compression._bottleneck import find_bottleneck, replace_submodule
+from lightning_rank.compression._bottleneck import find_bottleneck, replace_submodule, take_over
 from lightning_rank.compression._folding import can_take, thinner_layer
 from lightning_rank.insertion._folding import Foldable
 from lightning_rank.insertion._hooks import carry_over
@@ -52,7 +52,7 @@ def load_truncated(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         truncated = TruncatedBottleneck(
             dim, rank, folded=folded, feature_axis=bottleneck.feature_axis, device=like.device, dtype=like.dtype
         )
-        truncated.beside = bottleneck.beside
+        take_over(bottleneck, truncated)
         truncated.requires_grad_(bottleneck.depth == 0 or any(p.requires_grad for p in bottleneck.parameters()))
         replace_submodule(module, name, truncated.train(module.training))
         if folded:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.compression._bottleneck import find_bottleneck, replace_submodule
+from lightning_rank.compression._bottleneck import find_bottleneck, replace_submodule, take_over
 from lightning_rank.compression._folding import fold_decode
 from lightning_rank.compression._latents import axis_of, check_data, evaluating, input_of, latent_moments
 from lightning_rank.compression.report import Truncation
@@ -41,8 +41,8 @@ def truncate_linear_bottleneck(
     by the sum of the discarded variances in the mean square, and the output of a decoder that is Lipschitz with
     constant ``L`` by no more than ``L**2`` times that.
 
-    Do it when training is over: an optimizer made before still holds the old layers. To load a ``state_dict`` saved
-    afterwards, see :func:`~lightning_rank.load_truncated`.
+    Hooks that were registered on the bottleneck stay. Do it when training is over: an optimizer made before still
+    holds the old layers. To load a ``state_dict`` saved afterwards, see :func:`~lightning_rank.load_truncated`.
 
     Args:
         module: A module with one :class:`~lightning_rank.LinearBottleneck`, collapsed or not.
@@ -171,7 +171,7 @@ def _truncated(bottleneck: LinearBottleneck, directions: Tensor, mean: Tensor) -
     # Nothing is drawn for it.
     truncated = TruncatedBottleneck(bottleneck.dim, rank, feature_axis=axis, device="meta", dtype=weight.dtype)
     truncated.to_empty(device=weight.device)
-    truncated.beside = bottleneck.beside
+    take_over(bottleneck, truncated)
     assert truncated.decode is not None
     set_parameters(truncated.encode, directions.T @ weight.to("cpu", torch.float64), -directions.T @ mean)
     set_parameters(truncated.decode, directions, mean)

@@ -1,5 +1,6 @@
 """The spectrum of the latents of a whole split, accumulated batch by batch."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,6 +94,9 @@ class LatentSpectrum(Metric):
         # Rows that are yet to be multiplied: the first of the buffer, which is used again when they have been.
         self.add_state("pending", torch.zeros(0, dim, dtype=torch.float64))
         self._buffer: Tensor | None = None
+        # A MetricCollection lets metrics of equal states share them: those that take in other rows have others.
+        settings = [math.inf if setting is None else setting for setting in (feature_axis, max_rows)]
+        self.add_state("settings", torch.tensor(settings, dtype=torch.float64))
 
     @property
     def samples(self) -> Tensor:
@@ -191,7 +195,7 @@ class LatentSpectrum(Metric):
     # torchmetrics would merge, synchronize and copy the tensors of the state one by one.
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
-        count, mean, scatter, dropped, pending = (incoming_state[name] for name in self._defaults)
+        count, mean, scatter, dropped, pending, _ = (incoming_state[name] for name in self._defaults)
         self._flush()
         self._merge(Moments(count, mean, scatter), dropped)
         if len(pending):

@@ -195,3 +195,24 @@ def test_batches_that_come_once_are_refused_though_they_can_be_asked_again():
 
     with pytest.raises(ValueError, match="gone through once for each rank, got Once; pass the dataloader itself"):
         measure_by_rank(attached(), Once())
+
+
+class _Noisy(nn.Module):
+    """A decoder that adds what it draws."""
+
+    def forward(self, z):
+        return z + torch.randn_like(z)
+
+
+def test_what_is_drawn_is_the_same_at_each_rank_and_leaves_the_random_state_as_it_was():
+    net = nn.Sequential(nn.Identity(), attached().encoder.linear_bottleneck, _Noisy())
+    batches = [torch.randn(50, DIM)]
+    torch.manual_seed(3)
+    errors = measure_by_rank(net, batches, ranks=[2, 4, 2])
+    drawn = torch.randn(3)
+    torch.manual_seed(3)
+    again = measure_by_rank(net, batches, ranks=[4])
+    assert errors[4] == again[4]
+    torch.manual_seed(3)
+    net(batches[0])  # the moments are taken of one pass
+    assert torch.equal(torch.randn(3), drawn)

@@ -519,3 +519,34 @@ def test_nothing_is_drawn():
     state = torch.get_rng_state()
     truncate_linear_bottleneck(net, [x], rank=2, fold=True)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_hooks_of_ones_own_stay_and_can_be_taken_off(fold):
+    """One that reads, and one that a decoder cannot do without."""
+    net, x = attached(), torch.randn(200, 10)
+    bottleneck, read = net.encoder.linear_bottleneck, []
+    with torch.no_grad():
+        net.encoder.weight[3:].zero_()  # rank 3
+    handles = [
+        bottleneck.register_forward_pre_hook(lambda module, args: read.append(args[0])),
+        bottleneck.register_forward_hook(lambda module, args, output: output.sin()),
+    ]
+    expected = net(x)
+    read.clear()
+    if fold:
+        with pytest.warns(UserWarning, match="the outputs are others, so both maps are kept"):
+            truncate_linear_bottleneck(net, DataLoader(x, 50), rank=3, fold=True)
+    else:
+        truncate_linear_bottleneck(net, DataLoader(x, 50), rank=3)
+    fresh = attached()
+    fresh.encoder.linear_bottleneck.register_forward_hook(lambda module, args, output: output.sin())
+    load_truncated(fresh, net.state_dict())
+    read.clear()
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fresh(x), expected, rtol=1e-4, atol=1e-5)
+    assert len(read) == 1
+    for handle in handles:
+        handle.remove()
+    assert not net.encoder.linear_bottleneck._forward_hooks
+    assert not net.encoder.linear_bottleneck._forward_pre_hooks

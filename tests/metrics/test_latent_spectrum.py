@@ -407,3 +407,18 @@ def test_bad_arguments_are_refused():
         PowerLawExponent(4, first=4)
     with pytest.raises(ValueError, match="epsilon: expected 0 or more"):
         RankMe(4, epsilon=-1)
+
+
+def test_metrics_that_take_in_other_rows_of_a_batch_share_no_state():
+    """Though the first batch, of few rows and as many features on each axis, looks the same to all of them."""
+    first, second = torch.randn(1, 4, 4), torch.randn(200, 4, 4)
+    settings = [{"feature_axis": 1}, {"feature_axis": 2}, {"feature_axis": 1, "max_rows": 100}]
+    first[0] = first[0] + first[0].T
+    metrics = MetricCollection({str(k): EffectiveRank(4, **options) for k, options in enumerate(settings)})
+    alone = [EffectiveRank(4, **options) for options in settings]
+    for batch in (first, second):
+        metrics.update(batch)
+        for metric in alone:
+            metric.update(batch)
+    assert [value.item() for value in metrics.compute().values()] == [metric.compute().item() for metric in alone]
+    assert [int(metric.samples) for metric in metrics.values()] == [804, 804, 104]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import CIFAR10, CelebA, FashionMNIST, ImageFolder
+from torchvision.datasets.folder import is_image_file
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
 
@@ -147,7 +148,7 @@ def folder(data_dir: str | Path, image_size: int = 32, batch_size: int = 128, nu
     """Images of one's own, in a folder a class: ``train/CLASS/*.jpg``, ``val/CLASS/*.jpg`` and ``test/CLASS/*.jpg``.
 
     Of ``val`` and ``test``, what is missing is a tenth of ``train``, held out; if there is no ``train``, each is a
-    tenth of ``CLASS/*.jpg``.
+    tenth of ``CLASS/*.jpg``. Hidden files and folders, whose names start with a dot, are left out.
 
     Args:
         data_dir: Holds the folders.
@@ -160,7 +161,7 @@ def folder(data_dir: str | Path, image_size: int = 32, batch_size: int = 128, nu
 
     def open_folder(path: Path) -> ImageFolder:
         try:
-            return ImageFolder(path, transform)
+            return _VisibleImages(path, transform, is_valid_file=_is_visible_image)
         except FileNotFoundError as error:
             raise DataError(f"{path}: expected a folder of images for each class; {error}") from error
 
@@ -181,6 +182,20 @@ def folder(data_dir: str | Path, image_size: int = 32, batch_size: int = 128, nu
         return Subset(_NamesBadFiles(source, [path for path, _ in source.samples]), order)
 
     return ImageDataModule(read, batch_size=batch_size, num_workers=num_workers)
+
+
+class _VisibleImages(ImageFolder):
+    """Without the hidden folders that notebooks and file browsers leave."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+        if not classes:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return classes, {name: k for k, name in enumerate(classes)}
+
+
+def _is_visible_image(path: str) -> bool:
+    return is_image_file(path) and not Path(path).name.startswith(".")
 
 
 class _Entry:
