@@ -111,6 +111,8 @@ def _copied(value: Any) -> Any:
         return type(value)(value)
     if not (dataclasses.is_dataclass(value) and torch.compiler.is_compiling()):
         return copy.copy(value)
+    if isinstance(value, Mapping):  # as in transformers
+        return dataclasses.replace(value)
     changed = object.__new__(type(value))
     for field in dataclasses.fields(value):
         object.__setattr__(changed, field.name, getattr(value, field.name))

@@ -3,7 +3,7 @@
 import copy
 import pickle
 from collections import OrderedDict
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, fields
 from typing import NamedTuple
 
 import pytest
@@ -175,6 +175,23 @@ class ModelOutput(OrderedDict):
         return self[name]
 
 
+@dataclass
+class Fields(OrderedDict):
+    """A dataclass whose fields are entries, too, as far as they are there; it is so in transformers."""
+
+    latents: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+
+    def __post_init__(self):
+        entries = {each.name: getattr(self, each.name) for each in fields(self)}
+        self.update({name: entry for name, entry in entries.items() if entry is not None})
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
 class Returning(nn.Module):
     def __init__(self, form):
         super().__init__()
@@ -196,6 +213,8 @@ FORMS = {
     "dataclass": (lambda z: Record(z, MASK), "latents", lambda out: out.latents),
     "model output, by key": (lambda z: ModelOutput(z=z, mask=MASK), "z", lambda out: out["z"]),
     "model output, by position": (lambda z: ModelOutput(mask=MASK, z=z), 1, lambda out: out["z"]),
+    "mapping and dataclass, by key": (lambda z: Fields(z, MASK), "latents", lambda out: out.latents),
+    "mapping and dataclass, by position": (lambda z: Fields(z, MASK), 0, lambda out: out["latents"]),
     "nested": (lambda z: {"states": (MASK, z)}, ("states", 1), lambda out: out["states"][1]),
 }
 
@@ -225,6 +244,7 @@ def test_hooks_are_compiled_with_their_module(form):
     x = torch.randn(7, 10)
     compiled = torch.compile(net.encoder, backend="eager", fullgraph=True)
     torch.testing.assert_close(get(compiled(x)), get(net.encoder(x)))
+    assert type(compiled(x)) is type(net.encoder(x))
 
 
 class Conditional(nn.Module):
