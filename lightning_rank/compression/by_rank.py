@@ -18,6 +18,7 @@ from lightning_rank.compression._latents import (
     latent_moments,
     random_state_kept,
 )
+from lightning_rank.functional._feature_axis import moved_back
 from lightning_rank.functional.compose import without_autocast
 from lightning_rank.functional.moments import principal_directions
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
@@ -123,7 +124,7 @@ def _cut(bottleneck: LinearBottleneck, mean: Tensor, directions: Tensor) -> Iter
         rows = latents.to(dtype).movedim(axis, -1)
         with without_autocast(latents.device.type):
             rows = centre + (rows - centre) @ basis @ basis.T
-        return rows.movedim(-1, axis).to(latents.dtype).contiguous()
+        return moved_back(rows.to(latents.dtype), axis, latents)
 
     hook = bottleneck.register_forward_hook(project, prepend=True)
     try:

@@ -76,7 +76,10 @@ def resolve_feature_axis(
             return known % ndim
     if not fitting and (dim is not None or (last == 2 and beside is None)):
         return last  # which is not as wide as expected, as whoever knows the width will say; or of (B, T, dim)
-    told = f"both are {width} wide" if fitting else "it is not known how many features there are"
+    told = "it is not known how many features there are"
+    if fitting:
+        wide = f"axis 1 is {width} wide, and so is a layer that works on the last one"
+        told = wide if doubtful else f"both are {width} wide"
     raise ValueError(
         f"feature_axis: expected to see which axis of shape {tuple(shape)} holds the features, but it may be axis 1 or "
         f"axis {last}: {told}, and no layer beside decides; pass feature_axis=1 or feature_axis=-1"
@@ -113,3 +116,12 @@ def as_rows(latents: Tensor, axis: int) -> Tensor:
     if latents.is_nested:
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in latents.unbind()])
     return latents.movedim(axis, -1).reshape(-1, latents.shape[axis])
+
+
+def moved_back(features_last: Tensor, axis: int, like: Tensor) -> Tensor:
+    """Move the features from the last axis to ``axis``, laid out in memory as ``like`` is, channels last or not.
+
+    What is drawn like a tensor depends on its layout, and the layers behind are faster with the one they are used to.
+    """
+    output = features_last.movedim(-1, axis)
+    return output.contiguous() if like.is_contiguous() else output

@@ -8,12 +8,14 @@ from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm,
 
 from lightning_rank.functional._feature_axis import LayerFeatures
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
+from lightning_rank.nn.truncated_bottleneck import TruncatedBottleneck
 
 End = Literal["input", "output"]
 
 _NORMS = batchnorm._NormBase | instancenorm._InstanceNorm
 _LAST = nn.LayerNorm | nn.RMSNorm
-_KNOWN = LinearBottleneck | conv._ConvNd | _NORMS | nn.GroupNorm | nn.Linear | _LAST | nn.Embedding | rnn.RNNBase
+_BOTTLENECKS = LinearBottleneck | TruncatedBottleneck
+_KNOWN = _BOTTLENECKS | conv._ConvNd | _NORMS | nn.GroupNorm | nn.Linear | _LAST | nn.Embedding | rnn.RNNBase
 # They leave the number and the place of the features as they are.
 _SAME_FEATURES = {module.__name__ for module in (activation, dropout)}
 _SAME_CHANNELS = {module.__name__ for module in (pooling, upsampling, padding)}
@@ -100,10 +102,11 @@ def _leaves(module: nn.Module, end: End, in_order: bool = True) -> Iterator[tupl
 
 def _features(layer: nn.Module, end: End) -> LayerFeatures:
     into = end == "input"
-    if isinstance(layer, LinearBottleneck):
-        if layer.feature_axis is None and layer.beside is not None:
-            return layer.beside
-        return LayerFeatures(-1 if layer.feature_axis is None else layer.feature_axis, layer.dim)
+    if isinstance(layer, _BOTTLENECKS):
+        # As it finds the axis itself: it knows its width, whatever the layer beside was taken to have.
+        code = isinstance(layer, TruncatedBottleneck) and layer.decode is None and not into
+        said = layer.beside if layer.feature_axis is None else LayerFeatures(layer.feature_axis)
+        return (said or LayerFeatures(None))._replace(dim=layer.rank if code else layer.dim, usual=None)
     if isinstance(layer, conv._ConvNd):
         return LayerFeatures(1, layer.in_channels if into else layer.out_channels, len(layer.kernel_size) + 2)
     if isinstance(layer, _NORMS):

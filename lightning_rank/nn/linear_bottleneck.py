@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_rank.functional._feature_axis import LayerFeatures, feature_axis_of, shape_of
+from lightning_rank.functional._feature_axis import LayerFeatures, feature_axis_of, moved_back, shape_of
 from lightning_rank.functional.compose import compose_linear, without_autocast
 
 Init = Literal["orthogonal", "default"]
@@ -169,7 +169,7 @@ class LinearBottleneck(nn.Module):
         if weights is None and axis == input.ndim - 1:
             return self._one_by_one(input)
         if weights is None:
-            return self._one_by_one(input.movedim(axis, -1)).movedim(-1, axis).contiguous()
+            return moved_back(self._one_by_one(input.movedim(axis, -1)), axis, input)
         if input.numel() // self.dim >= self.dim:
             return _multiply([compose_linear(weights)], input, axis)
         device_type = input.device.type
@@ -249,10 +249,12 @@ def _plain_weight(layer: nn.Module) -> Tensor | None:
 
 
 def _multiply(weights: Sequence[Tensor], input: Tensor, axis: int) -> Tensor:
-    if axis == input.ndim - 1:
+    last = axis == input.ndim - 1
+    rows = input if last else input.movedim(axis, -1)
+    if last or (rows.is_contiguous() and not input.is_contiguous()):  # as they are in memory
         for weight in weights:
-            input = F.linear(input, weight)
-        return input
+            rows = F.linear(rows, weight)
+        return rows if last else rows.movedim(-1, axis)
     # The axes behind the features become the columns, so that the output is laid out as the input is.
     columns = input.flatten(axis + 1)
     for weight in weights:

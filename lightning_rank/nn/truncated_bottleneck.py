@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_rank.functional._feature_axis import LayerFeatures, feature_axis_of
+from lightning_rank.functional._feature_axis import LayerFeatures, feature_axis_of, moved_back
 
 
 class TruncatedBottleneck(nn.Module):
@@ -69,7 +69,7 @@ class TruncatedBottleneck(nn.Module):
         output = self.encode(input if last else input.movedim(axis, -1))
         if self.decode is not None:
             output = self.decode(output)
-        return output if last else output.movedim(-1, axis).contiguous()
+        return output if last else moved_back(output, axis, input)
 
     def extra_repr(self) -> str:
         """The settings, as shown by ``print``."""

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_rank import EffectiveRankMonitor
+from lightning_rank import EffectiveRankMonitor, attach_linear_bottleneck, truncate_linear_bottleneck
 from lightning_rank.callbacks._samples import agreed_samples
 from lightning_rank.metrics import LatentSpectrum
 
@@ -112,6 +112,8 @@ def test_behind_a_convolution_at_some_distance():
         layer = "net.act" if isinstance(net, Attributes) else "net"
         with pytest.raises(ValueError, match=f"layer='{layer}': feature_axis: expected to see which axis"):
             deviations(layer, (data,), net)
+    with pytest.raises(ValueError, match="axis 1 is 16 wide, and so is a layer that works on the last one"):
+        deviations("net", (torch.randn(24, 16, 6),), Gated())
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
@@ -188,6 +190,52 @@ def test_the_axis_can_be_said_and_has_to_be_where_nothing_decides():
     assert_spectrum(deviations("net", (x,), net, feature_axis=2), x.movedim(2, -1))
     with pytest.raises(ValueError, match=r"layer='net': feature_axis: expected to see which axis .* pass feature_axis"):
         deviations("net", (x,), net)
+
+
+class Quantizer(nn.Module):
+    """Has an embedding as wide as the latents, and takes them with their channels in front."""
+
+    def __init__(self):
+        super().__init__()
+        self.codes = nn.Embedding(4, 5)
+
+    def forward(self, z):
+        return z + self.codes.weight[0, :, None, None]
+
+
+class Doubling(nn.Module):
+    """Does not say what it does with the channels."""
+
+    def forward(self, x):
+        return 2 * x
+
+
+def doubled():
+    return nn.Sequential(nn.Conv2d(1, 5, 3), Doubling()), nn.Conv2d(5, 1, 1)
+
+
+PLACES = {
+    "in front of an embedding": (lambda: (nn.Conv2d(1, 5, 3), Quantizer()), {"before": "1"}, {}),
+    "behind who knows what": (doubled, {"after": "0"}, {}),
+    "truncated": (doubled, {"after": "0"}, {"rank": 3}),
+    "folded": (doubled, {"after": "0"}, {"rank": 3, "fold": True}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_axis_of_a_bottleneck_is_the_one_that_it_finds_itself(place):
+    make, options, cut = PLACES[place]
+    net, x = attach_linear_bottleneck(nn.Sequential(*make()), **options, dim=5).eval(), torch.randn(20, 1, 6, 8)
+    if cut:
+        truncate_linear_bottleneck(net, [x], **cut)
+    name, bottleneck = next(pair for pair in net.named_modules() if pair[0].endswith("linear_bottleneck"))
+    seen = []
+    handle = bottleneck.register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
+    net(x)
+    handle.remove()
+    assert [latents.shape[1] for latents in seen] == [5, 3 if "fold" in cut else 5]
+    assert_spectrum(deviations(f"net.{name}", (x,), net, at="input"), seen[0].movedim(1, -1))
+    assert_spectrum(deviations(f"net.{name}", (x,), net), seen[1].movedim(1, -1))
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 from lightning_rank import LinearBottleneck, collapse_linear_bottleneck
 from lightning_rank.functional import compose_linear
+from lightning_rank.nn import TruncatedBottleneck
 
 
 def sequential(bottleneck: LinearBottleneck, x: torch.Tensor) -> torch.Tensor:
@@ -288,6 +289,22 @@ def test_layers_that_are_more_than_their_weight_are_called(kind, rows):
     torch.testing.assert_close(bottleneck(x), expected)
     if kind != "bias":
         torch.testing.assert_close(x @ bottleneck.weight.T, expected)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("called", [True, False], ids=["called", "composed"])
+@pytest.mark.parametrize("batch", [2, 1])
+def test_what_comes_out_is_laid_out_in_memory_as_what_goes_in(batch, called, channels_last):
+    bottleneck = LinearBottleneck(25, 2, gain=1.0, feature_axis=1)
+    if called:
+        bottleneck.layers[0].register_forward_hook(lambda module, args, output: output)
+    x = torch.randn(batch, 25, 3, 4)
+    expected = bottleneck(x)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    torch.testing.assert_close(bottleneck(x), expected)
+    assert bottleneck(x).stride() == x.stride()
+    truncated = TruncatedBottleneck(25, 3, feature_axis=1)
+    assert truncated(x).stride() == x.stride()
 
 
 def test_called_layers_find_the_features_on_their_axis():
