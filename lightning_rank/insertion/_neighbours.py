@@ -20,12 +20,14 @@ class Neighbours:
     Args:
         root: Where to look.
         training: In which mode.
+        optional: Whether with the arguments that are ``None`` by default, which a pass may ask for.
         gone: Bottlenecks that are looked through, as if they were taken out already.
     """
 
-    def __init__(self, root: nn.Module, training: bool, gone: Container[nn.Module] = ()) -> None:
+    def __init__(self, root: nn.Module, training: bool, optional: bool, gone: Container[nn.Module]) -> None:
         self.root = root
         self.training = training
+        self.optional = optional
         self.gone = gone
         self._read: dict[nn.Module, ForwardPass | None] = {}
 
@@ -77,7 +79,10 @@ class Neighbours:
             return self.layer_behind(module)
         read = self._pass_of_class(module)
         inputs = [] if read is None else read.inputs
-        given = [node for index, node in enumerate(inputs) if not path or path[0] in (index, node.target)]
+        if path:
+            given = [node for index, node in enumerate(inputs) if path[0] in (index, node.target)]
+        else:  # the only tensor
+            given = [node for node in inputs if not node.args] or inputs
         taker = _only_taker(given[0]) if len(given) == 1 and len(path) < 2 else None
         if taker is None or taker.op != "call_module":
             return None
@@ -101,7 +106,7 @@ class Neighbours:
 
     def _pass(self, module: nn.Module) -> ForwardPass | None:
         if module not in self._read:
-            self._read[module] = read_pass(module, self.training)
+            self._read[module] = read_pass(module, self.training, self.optional)
         return self._read[module]
 
     def _pass_of_class(self, module: nn.Module) -> ForwardPass | None:

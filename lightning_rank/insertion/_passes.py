@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ class ForwardPass(NamedTuple):
     """One forward pass; what the children do in it is their own.
 
     Attributes:
-        inputs: The arguments.
+        inputs: The arguments, also those that are left out.
         output: What is returned, with nodes in it.
         calls: The modules that are called.
         storages: Where the tensors are that are used, other than by calls.
@@ -30,13 +31,42 @@ class ForwardPass(NamedTuple):
     storages: set[int]
 
 
+class _Unknown(fx.Proxy):
+    """A value of a type that is not known: a pass cannot be read that goes one way or another by ``isinstance``."""
+
+    @property
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not str(sys._getframe(1).f_globals.get("__name__")).startswith("torch."):
+            raise TypeError("the type of a value is not known before there is data")
+        return _Unknown
+
+
 class _Shallow(fx.Tracer):
+    def __init__(self, optional: bool) -> None:
+        super().__init__()
+        self.optional = optional
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Unknown(node, self)
 
-def read_pass(module: nn.Module, training: bool) -> ForwardPass | None:
-    """The forward pass of a module in that mode; ``None`` if it cannot be read."""
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        function, given = super().create_args_for_root(*args, **kwargs)
+        # The module and its first argument are given in any case.
+        rest = given[2:] if self.optional else [None if arg.node.args == (None,) else arg for arg in given[2:]]
+        return function, [*given[:2], *rest]
+
+
+def read_pass(module: nn.Module, training: bool, optional: bool = True) -> ForwardPass | None:
+    """The forward pass of a module in that mode; ``None`` if it cannot be read.
+
+    Args:
+        module: Whose pass.
+        training: The mode.
+        optional: Whether those arguments behind the first that are ``None`` by default are given.
+    """
     try:
         # It may keep what it computes: in attributes, in lists, in buffers. The children are not run.
         twin = copy.copy(module)
@@ -44,7 +74,7 @@ def read_pass(module: nn.Module, training: bool) -> ForwardPass | None:
         vars(twin).update(kept, training=training)
         buffers = {name: None if value is None else value.clone() for name, value in module._buffers.items()}
         twin._buffers.update(buffers)
-        nodes = list(_Shallow().trace(twin).nodes)
+        nodes = list(_Shallow(optional).trace(twin).nodes)
         calls = {node: twin.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"}
         used = [_attribute(twin, str(node.target)) for node in nodes if node.op == "get_attr" and not _only_asked(node)]
     except Exception:  # whatever a forward pass does that cannot be seen without data

@@ -1,6 +1,7 @@
 """The way back: the linear bottleneck becomes part of a layer beside it, and the module is what it was."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -25,13 +26,13 @@ def merge_linear_bottleneck(module: ModuleT) -> ModuleT:
     and whatever loads a module of that class loads this one. Where the author of the module calls the bottleneck,
     ``nn.Identity`` takes its place.
 
-    Which layer is beside is read off the forward passes, without data (``torch.fx``): a linear layer or convolution,
-    plain and with one group, that gives its output to the bottleneck alone or alone takes the output of it, that is
-    called nowhere else, and whose parameters nothing else shares or computes with; of a forward pass that cannot be
-    read, the code must not name them (``weight``). A layer of the module that the bottleneck was attached to comes
-    first: that module then does the same for whoever calls it. Folded into a layer of another module, the latents in
-    between are others from then on, and so is whatever else is made of them. Do it when training is over; an optimizer
-    made before still holds the old layers.
+    Which layer is beside is read off the forward passes, without data (``torch.fx``), with the arguments that are
+    ``None`` by default and without: a linear layer or convolution, plain and with one group, that gives its output to
+    the bottleneck alone or alone takes the output of it, that is called nowhere else, and whose parameters nothing else
+    shares or computes with; of a forward pass that cannot be read, the code must not name them (``weight``). A layer of
+    the module that the bottleneck was attached to comes first: that module then does the same for whoever calls it.
+    Folded into a layer of another module, the latents in between are others from then on, and so is whatever else is
+    made of them. Do it when training is over; an optimizer made before still holds the old layers.
 
     Args:
         module: A module with one or more :class:`~lightning_rank.LinearBottleneck`, collapsed or not.
@@ -73,7 +74,7 @@ def _planned(root: nn.Module, found: dict[str, LinearBottleneck]) -> dict[Linear
     folds: dict[LinearBottleneck, Fold] = {}
     gone = {bottleneck for bottleneck in found.values() if bottleneck.depth == 0}
     waiting = {name: bottleneck for name, bottleneck in found.items() if bottleneck.depth > 0}
-    modes = [Neighbours(root, training, gone) for training in (True, False)]
+    modes = [Neighbours(root, training, optional, gone) for training, optional in product((True, False), repeat=2)]
     while waiting:
         trials = ((name, _layer_beside(modes, bottleneck)) for name, bottleneck in waiting.items())
         name, fold = next(((name, fold) for name, fold in trials if fold is not None), (next(iter(waiting)), None))
@@ -92,8 +93,9 @@ def _planned(root: nn.Module, found: dict[str, LinearBottleneck]) -> dict[Linear
 
 def _layer_beside(modes: list[Neighbours], bottleneck: LinearBottleneck) -> Fold | None:
     trials = [_candidates(neighbours, bottleneck) for neighbours in modes]
-    for (layer, compose), (other, _) in zip(*trials, strict=True):
-        if layer is None or layer is not other or not _fits(layer, bottleneck, compose):
+    for side in zip(*trials, strict=True):
+        layer, compose = side[0]
+        if layer is None or any(other is not layer for other, _ in side) or not _fits(layer, bottleneck, compose):
             continue
         if all(neighbours.is_free(layer) for neighbours in modes):
             return layer, compose

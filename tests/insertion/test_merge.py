@@ -51,6 +51,20 @@ class Decoder(nn.Module):
         return self.last(torch.relu(self.first(z)))
 
 
+class Conditional(Decoder):
+    """With a condition that may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.condition = nn.Linear(3, 8)
+
+    def forward(self, z, condition=None):
+        hidden = self.first(z)
+        if condition is not None:
+            hidden = hidden + self.condition(condition)
+        return self.last(torch.relu(hidden))
+
+
 class Heads(nn.Module):
     """A mean and a log variance."""
 
@@ -107,6 +121,7 @@ BEHIND = {
         {"before": "decoder"},
         (7, 10),
     ),
+    "before a module with an optional argument": (lambda: Net(relu(), Conditional()), {"before": "decoder"}, (7, 10)),
     "Conv2d": (
         lambda: Net(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), nn.Conv2d(6, 3, 3, padding=1)),
         {},
@@ -146,6 +161,23 @@ def test_outputs_stay_and_class_and_keys_are_those_from_before(case, collapsed):
     assert (repr(net), hooks(net)) == (repr(plain), hooks(plain))
     plain.load_state_dict(net.state_dict())
     torch.testing.assert_close(plain(x), net(x))
+
+
+class Sampling(Net):
+    def forward(self, x):
+        mean = self.encoder(x)
+        return self.decoder(mean + torch.randn_like(mean))
+
+
+def test_what_is_drawn_beside_the_latents_stays_where_channels_come_last():
+    net = Sampling(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 3, 3)).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 8, 9).to(memory_format=torch.channels_last)
+    attach_linear_bottleneck(net, dim=6, depth=2, gain=1.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        expected = net(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(merge_linear_bottleneck(net)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", IN_FRONT)
@@ -441,7 +473,22 @@ class Normalizing(nn.Module):
         return latents if self.training else nn.functional.normalize(latents)
 
 
+class Asking(nn.Module):
+    """Goes another way for what it is given than for what it is not."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.layer, self.other, self.given = nn.Linear(10, 6), nn.Linear(10, 6), given
+
+    def forward(self, x, context=None):
+        if self.given(x, context):
+            return self.other(x + context)
+        return self.layer(x).tanh()
+
+
 NOWHERE = {
+    "another layer with an argument that is left out": lambda: Net(Asking(lambda x, c: c is not None), nn.Tanh()),
+    "another layer for another type": lambda: Net(Asking(lambda x, c: not isinstance(x, torch.Tensor)), nn.Tanh()),
     "a pruned layer": pruned,
     "a layer with a hook": hooked,
     "a forward of the instance": overridden,
