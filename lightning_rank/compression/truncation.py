@@ -15,7 +15,7 @@ from lightning_rank.compression._folding import fold_decode
 from lightning_rank.compression._latents import axis_of, check_data, evaluating, input_of, latent_moments
 from lightning_rank.compression.report import Truncation
 from lightning_rank.functional.moments import principal_directions
-from lightning_rank.functional.rank import VARIANCE_RTOL, numerical_rank
+from lightning_rank.functional.rank import VARIANCE_RTOL, check_variance_rtol, numerical_rank
 from lightning_rank.insertion._folding import set_parameters
 from lightning_rank.nn._submodules import plain_name
 from lightning_rank.nn.linear_bottleneck import LinearBottleneck
@@ -62,8 +62,9 @@ def truncate_linear_bottleneck(
 
     Raises:
         TypeError: ``data`` or ``rank`` is of another type.
-        ValueError: ``rank`` is not within 1 and ``dim``; the latents do not vary, are not ``dim`` wide or have NaN;
-            or ``module`` has no linear bottleneck, several, or one that was truncated before.
+        ValueError: ``rank`` is not within 1 and ``dim``, or ``variance_rtol`` not in [0, 1); the latents do not vary,
+            are not ``dim`` wide or have NaN; or ``module`` has no linear bottleneck, several, or one that was truncated
+            before.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 4), LinearBottleneck(4, depth=2), nn.Linear(4, 8))
@@ -79,6 +80,7 @@ def truncate_linear_bottleneck(
     if rank is not None:
         _check_rank(rank, bottleneck.dim)
     check_data(data)
+    check_variance_rtol(variance_rtol)
     with evaluating(module):
         sample, data = _sample(data, bottleneck.weight.device)
         moments = latent_moments(module, bottleneck, data)

@@ -65,6 +65,30 @@ def test_the_ratio_holds_at_every_step_under_every_scheduler(scheduler):
     assert ratios.ratios == [0.25] * 8
 
 
+def test_callbacks_behind_it_read_the_ratio_before_the_step():
+    """Whatever a callback in front of it has set, once a batch and once an epoch."""
+    read = []
+
+    class WarmUp(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.optimizers[0].param_groups[0]["lr"] = 7.0
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            trainer.optimizers[0].param_groups[0]["lr"] = 0.1 * (trainer.global_step + 1)
+
+    class Read(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            base, linear = trainer.optimizers[0].param_groups
+            read.append((base["lr"], linear["lr"]))
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.on_train_epoch_start(trainer, pl_module)
+
+    fit(adam, WarmUp(), DepthScaledLR(), Read(), max_epochs=2, limit_train_batches=2)
+    expected = [7.0, 0.1, 0.2, 7.0, 0.3, 0.4]
+    assert read == [(pytest.approx(lr), pytest.approx(lr / 4)) for lr in expected]
+
+
 def test_without_the_tie_a_scheduler_parts_the_groups():
     def configure(model):
         optimizer = adam(model)

@@ -1,7 +1,9 @@
 """EffectiveRankMonitor: exact over the whole split, the same everywhere, seen by those who watch it."""
 
 import math
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,13 @@ def fit(model=None, monitor=None, val=None, callbacks=(), **options):
     trainer = tiny.trainer(callbacks=[*callbacks, monitor], **options)
     trainer.fit(model, tiny.loader(), tiny.loader(53, 10, seed=2) if val is None else val)
     return trainer, model, monitor
+
+
+def test_docstring_and_page_list_every_key():
+    page = (Path(__file__).parents[2] / "docs/monitor.md").read_text()
+    listed = re.findall(r"^ +rank/(\w+) ", EffectiveRankMonitor.__doc__, re.M)
+    assert listed == [*KEYS, "weight_effective"]
+    assert re.findall(r"^\| `rank/(\w+)`", page, re.M)[: len(listed)] == listed
 
 
 def test_the_logged_ranks_are_those_of_all_validation_latents():

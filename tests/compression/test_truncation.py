@@ -347,6 +347,7 @@ def test_bad_input_is_refused_by_name_and_nothing_is_changed():
     refused(ValueError, "rank: expected 1 to 6, the width of the latents, got 7", rank=7)
     refused(TypeError, "rank: expected an int or None, got float", rank=2.0)
     refused(ValueError, r"variance_rtol: expected a number in \[0, 1\)", variance_rtol=2)
+    refused(ValueError, r"variance_rtol: expected a number in \[0, 1\)", rank=2, variance_rtol=-1)
     refused(
         ValueError,
         "data: expected finite rows, got NaN or infinities in 1 of 50",
