@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10, CelebA, ImageFolder
+from torch.utils.data import random_split
+from torchvision.datasets import CIFAR10, CelebA, FashionMNIST, ImageFolder
+from torchvision.transforms import v2
 
 from rank_trainer import data
 from rank_trainer.data import DataError, modules
@@ -229,11 +231,35 @@ def test_batches_are_images_in_the_unit_interval_and_labels(tmp_path, monkeypatc
 @pytest.mark.parametrize("content", [b"no image", "half of one"])
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path, content, workers):
     write_folder(tmp_path, n=10, size=(200, 200))
-    bad = tmp_path / "dog" / "013.png"
+    bad = tmp_path / "dog" / "012.png"  # not the first of its split, which no worker decodes
     bad.write_bytes(bad.read_bytes()[:-200] if content == "half of one" else content)
     module = data.folder(tmp_path, num_workers=workers)
-    with pytest.raises(DataError, match=rf"{re.escape(str(bad))}: this image cannot be decoded; replace it or delete"):
+    with pytest.raises(DataError) as caught:
         [module.setup(stage) for stage in ("fit", "test")]
+    told = r"this image cannot be decoded; replace it or delete it \([^()\n]+\)"
+    assert re.fullmatch(rf"{re.escape(str(bad))}: {told}", str(caught.value)), "in one line, whoever decoded it"
+
+
+def test_an_image_of_celeba_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
+    write_celeba(tmp_path, monkeypatch)
+    bad = tmp_path / "celeba" / "img_align_celeba" / "000002.jpg"
+    bad.write_bytes(bad.read_bytes()[:-1000])
+    with pytest.raises(DataError, match=r"^000002\.jpg: this image cannot be decoded; .*truncated"):
+        data.celeba(tmp_path).setup("fit")
+
+
+@pytest.mark.parametrize("bug", [OSError("no such font"), SyntaxError("no such word")], ids=["OSError", "SyntaxError"])
+def test_a_bug_in_a_transform_is_not_called_a_bad_image(tmp_path, monkeypatch, bug):
+    def broken(*args, **kwargs):
+        raise bug
+
+    write_folder(tmp_path / "images")
+    write_celeba(tmp_path, monkeypatch)
+    monkeypatch.setattr(v2.PILToTensor, "forward", broken)
+    for module in (data.folder(tmp_path / "images"), data.celeba(tmp_path)):
+        with pytest.raises(type(bug)) as caught:
+            module.setup("fit")
+        assert caught.value is bug
 
 
 def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):
@@ -270,7 +296,7 @@ def test_a_bug_is_not_called_missing_data(tmp_path, monkeypatch, bug):
     def broken(*args, **kwargs):
         raise bug
 
-    monkeypatch.setattr(CIFAR10, "__init__", broken)
+    monkeypatch.setattr(CIFAR10, "download", broken)
     monkeypatch.setattr(ImageFolder, "__getitem__", broken)
     with pytest.raises(type(bug)) as caught:
         data.cifar10(tmp_path).prepare_data()
@@ -284,25 +310,46 @@ def test_a_bug_is_not_called_missing_data(tmp_path, monkeypatch, bug):
     assert caught.value is bug
 
 
-def test_a_bug_of_our_own_is_not_called_missing_data(tmp_path, monkeypatch):
-    """Its kind is one that torchvision raises over files; what tells them apart is who raised it."""
+@pytest.mark.parametrize(
+    "bug",
+    [
+        lambda source: data.sets._Entry(0)(["no number"]),
+        lambda source: random_split(source, [1, 2]),
+        lambda source: torch.tensor(0.5).reshape(3),
+    ],
+    ids=["of this package", "of torch", "of torch's C++"],
+)
+def test_a_bug_of_our_own_is_not_called_missing_data(tmp_path, monkeypatch, bug):
+    """Its kind is one that torchvision raises over files; what tells them apart is who was at it."""
     write_cifar10(tmp_path, monkeypatch)
-    monkeypatch.setattr(data.sets, "_part", lambda source, split: data.sets._Entry(0)(["no number"]))
-    with pytest.raises(ValueError, match="invalid literal for int") as caught:
+    monkeypatch.setattr(data.sets, "_part", lambda source, split: bug(source))
+    with pytest.raises((ValueError, RuntimeError)) as caught:
         data.cifar10(tmp_path).setup("fit")
-    assert caught.traceback[-1].name == "__call__", "its own traceback"
-    monkeypatch.setattr(data.sets, "_part", lambda source, split: np.array([1, 2]).reshape(3))  # one of the data
-    with pytest.raises(DataError, match="cannot reshape"):
+    assert not isinstance(caught.value, DataError)
+    monkeypatch.setattr(CIFAR10, "_load_meta", bug)  # the same, when torchvision reads
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}: {type(caught.value).__name__}: {caught.value}\nIf it")):
         data.cifar10(tmp_path).setup("fit")
 
 
 def test_a_file_of_the_data_that_is_missing_is_missing_data(tmp_path, monkeypatch):
-    def lacks(self, root, **kwargs):
-        (root / "cifar-10-batches-py" / "data_batch_1").open()
+    def lacks(self):
+        (self.root / "cifar-10-batches-py" / "data_batch_1").open()
 
-    monkeypatch.setattr(CIFAR10, "__init__", lacks)
+    monkeypatch.setattr(CIFAR10, "download", lacks)
     with pytest.raises(DataError, match="data_batch_1'\nIf it cannot be downloaded here"):
         data.cifar10(tmp_path).prepare_data()
+
+
+@pytest.mark.parametrize("place", ["a file", "no" * 200])
+def test_what_is_no_folder_or_cannot_be_looked_at_is_missing_data(tmp_path, place):
+    """A name that is too long stands for all that the system does not let one look at."""
+    (tmp_path / "a file").touch()
+    given = tmp_path / place
+    with pytest.raises(DataError, match=re.escape(f"{given}: expected a folder of images for each class; [Errno")):
+        data.folder(given).setup("fit")
+    for make in (data.cifar10, data.fashion_mnist):
+        with pytest.raises(DataError, match=re.escape(f"{given}: ") + r"\w+: \[Errno .*\nIf it cannot"):
+            make(given).prepare_data()
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path):
@@ -325,6 +372,25 @@ def test_damaged_files_are_not_passed_over(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(DataError, match="end-of-stream"):
         data.fashion_mnist(tmp_path / "files").prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (b"no labels", "AssertionError"),
+        (b"", "ValueError: invalid literal for int() with base 16: b''"),
+        (struct.pack(">HBBII", 0, 10, 1, 1, 7), "KeyError: 10"),
+        (struct.pack(">HBBII", 0, 12, 1, 1, 7), "TypeError: x should be of dtype torch.uint8 instead of torch.int32"),
+    ],
+)
+def test_labels_that_are_none_are_told_by_kind_and_folder(tmp_path, labels, told):
+    write_fashion_mnist(tmp_path / "files", ".gz")
+    (tmp_path / "files" / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    files = ", ".join(name for name, _ in FashionMNIST.resources)
+    advice = f"fetch {files} from {FashionMNIST.mirrors[0]} and put them into {tmp_path}/files, which is --data-dir"
+    with pytest.raises(DataError) as caught:
+        data.fashion_mnist(tmp_path / "files").prepare_data()
+    assert str(caught.value) == f"{tmp_path}/files: {told}\nIf it cannot be downloaded here, {advice}."
 
 
 def test_digits_are_split_without_overlap():

@@ -11,6 +11,10 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 class DataError(RuntimeError):
     """Data that is missing, or cannot be downloaded or decoded; the message says what to do."""
 
+    def __init__(self, message: str) -> None:
+        # From a worker of a DataLoader it comes with the worker's traceback in its message, which ends with its own.
+        super().__init__(message.rpartition(f"{DataError.__module__}.{DataError.__qualname__}: ")[2].strip())
+
 
 class FirstProcessError(RuntimeError):
     """What went wrong in another process, as this one hears of it: in words, for not every exception is pickled."""
@@ -46,8 +50,9 @@ def stops_all(error: BaseException) -> bool:
 
 
 def in_words(error: BaseException) -> str:
-    """Such as ``ValueError: ...``."""
-    return str(error) if isinstance(error, FirstProcessError) else f"{type(error).__name__}: {error}"
+    """Such as ``ValueError: ...``; only the kind, if there is no more to it."""
+    told = [] if isinstance(error, FirstProcessError) else [type(error).__name__]
+    return ": ".join(filter(None, [*told, str(error)]))
 
 
 def in_first_process(trainer: Trainer, action: Callable[[], None]) -> None:

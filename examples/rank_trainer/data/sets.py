@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
+from os.path import exists, isdir  # Path's raise where a folder may not be entered
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,14 +25,14 @@ from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
 
 from rank_trainer.data.modules import ImageDataModule, TensorDataModule
-from rank_trainer.failures import DataError, out_of_space
+from rank_trainer.failures import DataError, in_words, out_of_space
 
 #: The attribute of CelebA's forty that is its label here.
 CELEBA_LABEL = "Smiling"
 #: What torchvision raises over the network, archives and the files in them. Anything else is a bug, and so are the
-#: second ones, which are kinds of the first, and what this package raises itself: all keep their traceback.
+#: second ones, which are kinds of the first, and what is raised outside of torchvision: all keep their traceback.
 UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, AssertionError, HTTPException),
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, HTTPException),
     *(zlib.error, tarfile.TarError, zipfile.BadZipFile, pickle.UnpicklingError),
 )
 NOT_OF_DATA = (DataError, NotImplementedError, RecursionError)
@@ -83,12 +84,12 @@ def fashion_mnist(data_dir: str | Path = "data", batch_size: int = 128, num_work
     """
     root = Path(data_dir)
     names = [Path(name) for name, _ in FashionMNIST.resources]
-    given = [root / name if (root / name).exists() else root / name.stem for name in names]
+    given = [root / name if exists(root / name) else root / name.stem for name in names]
     transform = v2.Compose([v2.Pad(2), v2.PILToTensor()])
 
     def open_split(split: str, download: bool = False) -> Dataset:
         options = {"train": split != "test", "transform": transform}
-        if not all(path.exists() for path in given):
+        if not all(map(exists, given)):
             return _part(FashionMNIST(root, download=download, **options), split)
         with TemporaryDirectory() as directory:  # FashionMNIST reads unpacked files, from a place of its own, to memory
             raw = Path(directory) / "FashionMNIST" / "raw"
@@ -135,9 +136,9 @@ def celeba(data_dir: str | Path = "data", batch_size: int = 128, num_workers: in
 
     def open_split(split: str, download: bool = False) -> Dataset:
         official = {"val": "valid"}.get(split, split)
-        source = CelebA(root, split=official, transform=transform, download=download)
+        source = CelebA(root, split=official, download=download)
         source.target_transform = _Entry(source.attr_names.index(CELEBA_LABEL))
-        return _NamesBadFiles(source, source.filename)
+        return _NamesBadFiles(source, source.filename, transform)
 
     files = f"{', '.join(name for *_, name in CelebA.file_list)} from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
     advice = f"fetch {files}, put them into {root / CelebA.base_folder} and unpack the zip file there"
@@ -161,12 +162,12 @@ def folder(data_dir: str | Path, image_size: int = 32, batch_size: int = 128, nu
 
     def open_folder(path: Path) -> ImageFolder:
         try:
-            return _VisibleImages(path, transform, is_valid_file=_is_visible_image)
-        except FileNotFoundError as error:
+            return _VisibleImages(path, is_valid_file=_is_visible_image)
+        except OSError as error:
             raise DataError(f"{path}: expected a folder of images for each class; {error}") from error
 
     def read(split: str) -> Dataset:
-        given = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+        given = [name for name in ("train", "val", "test") if isdir(root / name)]
         if given and "train" not in given:
             raise DataError(f"{root}: expected a folder 'train' beside {' and '.join(given)} (--data-dir)")
         train = open_folder(root / "train" if given else root)
@@ -179,7 +180,7 @@ def folder(data_dir: str | Path, image_size: int = 32, batch_size: int = 128, nu
             order = _indices(len(train), missing)[split]
         else:
             order = _indices(len(source), [])["train"]
-        return Subset(_NamesBadFiles(source, [path for path, _ in source.samples]), order)
+        return Subset(_NamesBadFiles(source, [path for path, _ in source.samples], transform), order)
 
     return ImageDataModule(read, batch_size=batch_size, num_workers=num_workers)
 
@@ -209,23 +210,27 @@ class _Entry:
 
 
 class _NamesBadFiles(Dataset):
-    """Says which file it is that cannot be decoded."""
+    """Says which file it is that cannot be decoded; what goes wrong in the transform is another matter."""
 
-    def __init__(self, source: Any, names: Sequence[str]) -> None:
+    def __init__(self, source: Any, names: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
         self.source = source
         self.names = names
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return self.source[index]
+            image, label = self.source[index]
+            with image:
+                image.load()  # CelebA only opens it
         except (OSError, SyntaxError) as error:  # Pillow has both
             if getattr(error, "filename", None) and Path(error.filename).name != Path(self.names[index]).name:
                 raise  # it is about another file
             message = f"{self.names[index]}: this image cannot be decoded; replace it or delete it ({error})"
             raise DataError(message) from error
+        return self.transform(image), label
 
 
 def _module(
@@ -237,17 +242,19 @@ def _module(
         try:
             return open_split(split, **options)
         except UNREADABLE as error:
-            if isinstance(error, NOT_OF_DATA) or out_of_space(error) or _is_ours(error) or _is_elsewhere(error, root):
+            of_data = _is_of_torchvision(error) and not isinstance(error, NOT_OF_DATA)
+            if not of_data or out_of_space(error) or _is_elsewhere(error, root):
                 raise
-            raise DataError(f"{error}\nIf it cannot be downloaded here, {advice}, which is --data-dir.") from error
+            told = f"{root}: {in_words(error)}\nIf it cannot be downloaded here, {advice}, which is --data-dir."
+            raise DataError(told) from error
 
     return ImageDataModule(read, lambda: read("train", download=True), batch_size, num_workers)
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether a line of this package raised it, and none of torchvision's or below."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(__file__).resolve().parents[1] in Path(raised_in).resolve().parents
+def _is_of_torchvision(error: BaseException) -> bool:
+    """Whether torchvision was reading when it came up, whoever raised it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] == "torchvision" for frame in frames)
 
 
 def _is_elsewhere(error: BaseException, root: Path) -> bool:
