@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from lightning_rank.functional import VARIANCE_RTOL
+from rank_trainer import Method
 
 SCRIPT = Path(rank_sweep.__file__)
 QUICK = ["--max-epochs", "2", "--depths", "0", "2"]
@@ -154,18 +155,35 @@ def test_torchrun_runs_the_whole_sweep(tmp_path):
 
 def test_bad_settings_are_refused(tmp_path):
     def sweep(**settings):
-        return rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=tmp_path, name="bad", **settings)
+        settings = {"dim": 4} | settings
+        return rank_sweep.RankSweep(torch.nn.Identity, None, output_dir=tmp_path, name="bad", **settings)
 
     with pytest.raises(ValueError, match=r"methods: expected some of .*, got 'vae'"):
         sweep(methods=["vae"])
     with pytest.raises(ValueError, match=r"depths.*: expected depth 0 for 'plain' or one above 0 for the others"):
         sweep(methods=["plain"], depths=[4])
-    with pytest.raises(ValueError, match="depths: expected numbers of 0 or more"):
-        sweep(depths=[0, -2])
-    with pytest.raises(ValueError, match="gains: expected positive numbers, got 0"):
-        sweep(gains=[0.1, 0])
-    with pytest.raises(ValueError, match="max_epochs: expected 1 or more, got 0"):
-        sweep(max_epochs=0)
+    for name, least, wrong in [
+        *(("depths", 0, [0, depth]) for depth in (-2, 1.5)),
+        *(("seeds", 0, [0, seed]) for seed in (-1, 0.5)),
+        *(("max_epochs", 1, epochs) for epochs in (0, 2.5, float("nan"))),
+        *(("dim", 1, dim) for dim in (0, 2.5, None)),
+        ("shard", 1, (1, 1.5)),
+    ]:
+        got = wrong[-1] if isinstance(wrong, list | tuple) else wrong
+        told = f"{name}: expected a whole number of {least} or more, got {got!r}"
+        with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+            sweep(**{name: wrong})
+    with pytest.raises(ValueError, match="dim: expected a whole number of 1 or more, got 0"):
+        sweep(methods=["plain", Method("narrow", takes_depth=False, options={"dim": 0})])
+    for gain in (0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"gains: expected positive, finite numbers, got {gain}"):
+            sweep(gains=[0.1, gain])
+    for rtol in (2, -0.1, float("nan")):
+        told = re.escape(f"variance_rtol: expected a number in [0, 1), got {rtol}")
+        with pytest.raises(ValueError, match=told):
+            sweep(variance_rtol=rtol)
+        with pytest.raises(ValueError, match=told):
+            rank_sweep.AutoencoderEvaluation(None, tmp_path / "classifier.pt", variance_rtol=rtol)
     with pytest.raises(ValueError, match=r"a gain and a seed, got .*, \[\]"):
         sweep(seeds=[])
     with pytest.raises(ValueError, match="shard: expected"):
@@ -173,8 +191,9 @@ def test_bad_settings_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"output_dir: expected a folder, got the file .*/file"):
         rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=tmp_path / "file", name="bad")
-    with pytest.raises(ValueError, match="variance_cutoff: expected a positive number, got 0"):
-        sweep(variance_cutoff=0)
+    for cutoff in (0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"variance_cutoff: expected a positive, finite number, got {cutoff}"):
+            sweep(variance_cutoff=cutoff)
     with pytest.raises(ValueError, match="logger: expected one of"):
         sweep(logger="mlflow")
     for options, told in [
@@ -185,6 +204,23 @@ def test_bad_settings_are_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=f"trainer_options: .*{told}"):
             sweep(trainer_options=options)
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_logger_whose_package_is_missing_is_refused_before_the_first_run(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    told = rf"error: logger: '{package}' needs a package .*: python -m pip install {package}, or take another"
+    with pytest.raises(SystemExit, match=told):
+        rank_sweep.main(["--logger", package, *QUICK, "--output-dir", str(tmp_path / "sweep")])
+    assert not (tmp_path / "sweep").exists()
+    sweep = rank_sweep.RankSweep(torch.nn.Identity, None, dim=4, output_dir=tmp_path, name="here", logger="csv")
+    assert len(sweep.runs) == 7, "the others do without"
+
+
+def test_settings_that_no_run_takes_are_told_in_a_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"^error: variance_rtol: expected a number in \[0, 1\), got 2.0$"):
+        rank_sweep.main(["--logger", "none", "--variance-rtol", "2", "--output-dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,24 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 
 LOGGERS = ("wandb", "csv", "tensorboard", "none")
+
+
+def check_logger(kind: str) -> None:
+    """Refuse a logger that cannot be made, before anything is trained.
+
+    Raises:
+        ValueError: It is none of :data:`LOGGERS`, or its package cannot be imported.
+    """
+    if kind not in LOGGERS:
+        raise ValueError(f"logger: expected one of {LOGGERS}, got {kind!r}")
+    if kind in ("wandb", "tensorboard"):  # packages of these names; the others come with Lightning
+        try:
+            import_module(kind)
+        except ImportError as error:
+            raise ValueError(
+                f"logger: {kind!r} needs a package that cannot be imported ({error}): python -m pip install {kind}, or "
+                "take another logger, such as 'csv'"
+            ) from error
 
 
 def make_logger(

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +33,15 @@ def list_runs(
     """All runs, seed by seed: each method at the depths and with the gains that it takes.
 
     Raises:
-        ValueError: A depth is negative or a gain not positive; or there is no run.
+        ValueError: A depth or a seed is no whole number or negative, or a gain is not positive and finite; or there is
+            no run.
     """
     methods = list(methods)
-    if min(depths, default=-1) < 0:
-        raise ValueError(f"depths: expected numbers of 0 or more, got {list(depths)}")
+    check_whole_numbers("depths", depths, least=0)
+    check_whole_numbers("seeds", seeds, least=0)
     for gain in gains:
-        if not gain > 0:
-            raise ValueError(f"gains: expected positive numbers, got {gain}")
+        if not 0 < gain < math.inf:
+            raise ValueError(f"gains: expected positive, finite numbers, got {gain}")
     runs = [
         Run(method.name, depth, gain, seed)
         for seed in dict.fromkeys(seeds)
@@ -54,6 +56,17 @@ def list_runs(
             f"a seed, got {[m.name for m in methods]}, {list(depths)}, {list(gains)}, {list(seeds)}"
         )
     return runs
+
+
+def check_whole_numbers(name: str, values: Iterable[int], *, least: int) -> None:
+    """Refuse values of a setting that cannot be counted with.
+
+    Raises:
+        ValueError: One is no whole number, or less than ``least``.
+    """
+    for value in values:
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected a whole number of {least} or more, got {value!r}")
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Trainings over methods, depths, gains and seeds, that survive being stopped."""
 
 import json
+import math
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,11 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_rank.functional import VARIANCE_RTOL, weight_decay_for_variance_cutoff
+from lightning_rank.functional.rank import check_variance_rtol
 from rank_trainer import loggers, report
 from rank_trainer.failures import DataError, in_first_process, in_words, stops_all, told_in_process
 from rank_trainer.files import write_whole
 from rank_trainer.methods import METHODS, Method, by_name
-from rank_trainer.runs import Run, identity, list_runs
+from rank_trainer.runs import Run, check_whole_numbers, identity, list_runs
 from rank_trainer.training import load_trained, make_trainer, train
 
 
@@ -82,16 +84,16 @@ class RankSweep:
         config: dict[str, Any] | None = None,
         trainer_options: dict[str, Any] | None = None,
     ) -> None:
-        if max_epochs < 1:
-            raise ValueError(f"max_epochs: expected 1 or more, got {max_epochs}")
-        if variance_cutoff is not None and not variance_cutoff > 0:
-            raise ValueError(f"variance_cutoff: expected a positive number, got {variance_cutoff}")
+        check_whole_numbers("max_epochs", [max_epochs], least=1)
+        if variance_cutoff is not None and not 0 < variance_cutoff < math.inf:
+            raise ValueError(f"variance_cutoff: expected a positive, finite number, got {variance_cutoff}")
+        check_variance_rtol(variance_rtol)
+        check_whole_numbers("shard", shard, least=1)
         if not 1 <= shard[0] <= shard[1]:
             raise ValueError(f"shard: expected (i, n) with i from 1 to n, got {shard}")
         if Path(output_dir).is_file():
             raise ValueError(f"output_dir: expected a folder, got the file {output_dir}")
-        if logger not in loggers.LOGGERS:
-            raise ValueError(f"logger: expected one of {loggers.LOGGERS}, got {logger!r}")
+        loggers.check_logger(logger)
         try:
             make_trainer(max_epochs, [], None, trainer_options or {})
         except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
@@ -114,6 +116,7 @@ class RankSweep:
         self.failures: dict[Run, str] = {}
         self.methods = by_name(methods)
         self.runs = list_runs(self.methods.values(), depths, gains, seeds)
+        check_whole_numbers("dim", map(self._dim, self.runs), least=1)
 
     def run(self) -> list[dict[str, Any]]:
         """Train what is missing, write the report, and return a dict for each finished run.

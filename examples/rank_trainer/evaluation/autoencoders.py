@@ -13,6 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_rank.compression import measure_by_rank
 from lightning_rank.functional import VARIANCE_RTOL
+from lightning_rank.functional.rank import check_variance_rtol
 from lightning_rank.nn import LinearBottleneck
 from lightning_rank.nn._submodules import find_submodule
 from lightning_rank.sampling import LatentSampler
@@ -70,6 +71,7 @@ class AutoencoderEvaluation:
         variance_rtol: float = VARIANCE_RTOL,
         limits: dict[str, Limit] | None = None,
     ) -> None:
+        check_variance_rtol(variance_rtol)
         self.datamodule = datamodule
         self.classifier = Path(classifier)
         self.variance_rtol = variance_rtol
