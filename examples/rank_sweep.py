@@ -108,7 +108,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, least in (("seeds", 1), ("batch_size", 1), ("num_workers", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(args, name)}")
-    if args.output_dir is not None and args.output_dir.is_file():
+    if args.output_dir is not None and os.path.isfile(args.output_dir):
         parser.error(f"--output-dir: expected a folder, got the file {args.output_dir}")
     return args
 

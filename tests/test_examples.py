@@ -255,6 +255,19 @@ def test_missing_and_damaged_data_stop_the_sweep_and_keep_what_is_finished(tmp_p
     assert len(results(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("place", ["a file/below", "/proc", "no" * 200, "a file for runs"])
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_trained(tmp_path, monkeypatch, place):
+    """/proc is there and takes no files; a name that is too long stands for what one may not even look at."""
+    (tmp_path / "a file").touch()
+    (tmp_path / "a file for runs").mkdir()
+    (tmp_path / "a file for runs" / "runs").touch()
+    monkeypatch.setattr(rank_sweep.RankSweep, "_attempt", lambda self, run, title: pytest.fail("trained"))
+    directory = tmp_path / place
+    told = f"error: output_dir: expected a folder to write to, got {directory} ([Errno "
+    with pytest.raises(SystemExit, match=f"^{re.escape(told)}.*\\)\nFinished runs are kept"):
+        rank_sweep.main(["--logger", "none", *QUICK, "--output-dir", str(directory)])
+
+
 def test_a_bug_in_the_script_keeps_its_traceback(tmp_path, monkeypatch):
     def broken(self):
         raise FileNotFoundError("no such file, says a bug")

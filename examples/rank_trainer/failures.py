@@ -16,6 +16,10 @@ class DataError(RuntimeError):
         super().__init__(message.rpartition(f"{DataError.__module__}.{DataError.__qualname__}: ")[2].strip())
 
 
+class OutputError(OSError):
+    """A folder for the results that cannot be made or written to."""
+
+
 class FirstProcessError(RuntimeError):
     """What went wrong in another process, as this one hears of it: in words, for not every exception is pickled."""
 
@@ -46,7 +50,7 @@ def told_in_process(error: BaseException) -> BaseException:
 
 def stops_all(error: BaseException) -> bool:
     """Whether all other runs would fail of it, too."""
-    return isinstance(error, DataError) or out_of_space(error)
+    return isinstance(error, DataError | OutputError) or out_of_space(error)
 
 
 def in_words(error: BaseException) -> str:

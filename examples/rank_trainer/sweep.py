@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,8 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_rank.functional import VARIANCE_RTOL, weight_decay_for_variance_cutoff
 from lightning_rank.functional.rank import check_variance_rtol
 from rank_trainer import loggers, report
-from rank_trainer.failures import DataError, in_first_process, in_words, stops_all, told_in_process
-from rank_trainer.files import write_whole
+from rank_trainer.failures import DataError, OutputError, in_first_process, in_words, stops_all, told_in_process
+from rank_trainer.files import make_writable, write_whole
 from rank_trainer.methods import METHODS, Method, by_name
 from rank_trainer.runs import Run, check_whole_numbers, identity, list_runs
 from rank_trainer.training import load_trained, make_trainer, train
@@ -91,7 +92,7 @@ class RankSweep:
         check_whole_numbers("shard", shard, least=1)
         if not 1 <= shard[0] <= shard[1]:
             raise ValueError(f"shard: expected (i, n) with i from 1 to n, got {shard}")
-        if Path(output_dir).is_file():
+        if os.path.isfile(output_dir):
             raise ValueError(f"output_dir: expected a folder, got the file {output_dir}")
         loggers.check_logger(logger)
         try:
@@ -124,9 +125,14 @@ class RankSweep:
         Raises:
             SystemExit: It was interrupted.
             DataError: The data is missing or damaged.
-            OSError: There is no space left.
+            OSError: There is no space left, or ``output_dir`` cannot be written to.
         """
         self.failures = {}
+        try:
+            for folder in (self.output_dir, self.output_dir / "runs"):
+                make_writable(folder)
+        except OSError as error:
+            raise OutputError(f"output_dir: expected a folder to write to, got {self.output_dir} ({error})") from error
         number, shards = self.shard
         # Looked up before anything is trained, so that all processes of a distributed run see the same.
         missing = [(k, run) for k, run in enumerate(self.runs, 1) if self.result(run) is None]
