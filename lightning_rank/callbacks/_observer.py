@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_rank.callbacks._compiled import compiled_frames, look_for_hooks, look_no_more
 from lightning_rank.callbacks._samples import agreed_samples, evaluation_loaders, training_loaders
 from lightning_rank.callbacks._tap import Batch, LayerTap, home_of_spectra
 from lightning_rank.metrics import RowStatistics, synchronize
@@ -125,17 +125,19 @@ class LayerObserver(Callback):
         for tap, module in zip(self._taps, modules, strict=True):
             tap.set(pl_module, module)
         self._hooked = True
+        look_for_hooks(self)
         # Compiled code does not look whether a module has got a hook since: not even code of an equal module. But what
         # was compiled while these very hooks were there still calls them.
-        if _compiled_frames() not in (0, self._compiled):
+        if compiled_frames() not in (0, self._compiled):
             torch.compiler.reset()
 
     def _remove_hooks(self) -> None:
         if self._hooked:
-            self._compiled = _compiled_frames()
+            self._compiled = compiled_frames()
         for tap in self._taps:
             tap.remove()
         self._hooked = False
+        look_no_more(self)
         self._taking = set()
 
     # Training batches
@@ -240,9 +242,3 @@ class LayerObserver(Callback):
     def _pause(self) -> None:
         for tap in self._taps:
             tap.active = False
-
-
-def _compiled_frames() -> int:
-    """How much the process has compiled since it last forgot all; nothing if it never did."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return 0 if dynamo is None else dynamo.curr_frame

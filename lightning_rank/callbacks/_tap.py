@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_rank.callbacks._samples import Valid
@@ -21,6 +22,9 @@ from lightning_rank.nn._outputs import select_tensor
 
 # What the module computes elsewhere, for a callback or a picture, are no rows of the split.
 _STEPS = ("training_step", "validation_step", "test_step")
+
+# Wider ones take longer than anybody expects who has not thought of it: on one core more than a quarter of a minute.
+_WIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class LayerTap:
         self.spectra: dict[tuple[str, int | None], LatentSpectrum] = {}
         self.examples: dict[tuple[str, int | None], list[Tensor]] = {}
         self.axis = -1
+        self._axes: dict[int, int] = {}  # by number of axes
+        self._warned_wide = False
         self._noted: list[Tensor] | None = None
         self._module: Callable[[], nn.Module | None] = lambda: None
         self._root: nn.Module | None = None
@@ -161,28 +167,42 @@ class LayerTap:
         key = (self.batch.split, self.batch.loader)
         spectrum = self.spectra.get(key)
         if spectrum is None:
+            self._warn_if_wide(rows.shape[-1])
             # Fresh each time: a state made in inference mode cannot be used outside.
             spectrum = LatentSpectrum(rows.shape[-1], max_rows=self.max_rows).to(home_of_spectra(rows.device))
             self.spectra[key] = spectrum
         if rows.shape[-1] != spectrum.dim:
             raise ValueError(
                 f"{self._where}: expected {spectrum.dim} features, as there were before in this epoch, got shape "
-                f"{tuple(samples[0].shape) if latents.is_nested else tuple(latents.shape)}"
+                f"{tuple(samples[0].shape) if latents.is_nested else tuple(latents.shape)}; every call of the layer "
+                "counts, and of one that is called with several widths no spectrum can be made: name another"
             )
         spectrum.update(rows, mask)
         first = self.examples.setdefault(key, [])
         finite = (sample.detach().clone() for sample in samples if sample.isfinite().all())
         first += islice(finite, self.n_examples - len(first))
 
+    def _warn_if_wide(self, dim: int) -> None:
+        if dim > _WIDE and not self._warned_wide:
+            self._warned_wide = True
+            rank_zero_warn(
+                f"{self._where} has {dim} features, so that its spectrum takes {dim * dim * 8 / 1e9:.1f} GB and, each "
+                "time, minutes: the first grows with the square of their number, the second with its cube. If that is "
+                "too much, name a narrower layer, or observe what this one is given, with at='input'"
+            )
+
     def _dense(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Samples that count, their rows, and which of them do."""
         if latents.ndim < 2:
             raise ValueError(f"{self._where}: expected a batch (B, dim) or more axes, got shape {tuple(latents.shape)}")
-        try:
-            axis = resolve_feature_axis(latents.shape, self.feature_axis, beside=self._beside)
-        except ValueError as error:
-            raise ValueError(f"{self._where}: {error}") from None
-        self.axis = axis
+        axis = self._axes.get(latents.ndim)
+        if axis is None:
+            try:
+                axis = resolve_feature_axis(latents.shape, self.feature_axis, beside=self._beside)
+            except ValueError as error:
+                raise ValueError(f"{self._where}: {error}") from None
+        # It stays: a sequence that happens to be as long as it is wide must not end a training that has begun.
+        self.axis = self._axes[latents.ndim] = axis
         samples = latents[: self._valid(len(latents))]
         rows = as_rows(samples, axis)
         mask = self.batch.mask
@@ -192,7 +212,9 @@ class LayerTap:
         if mask.ndim == 0 or mask.shape != positions[: mask.ndim]:
             raise ValueError(
                 f"mask: expected shape {tuple(positions)}, the positions of {self._where} with shape "
-                f"{tuple(latents.shape)}, or its first axes, got {tuple(mask.shape)}"
+                f"{tuple(latents.shape)}, or its first axes, got {tuple(mask.shape)}; every call of the layer in a "
+                "step counts, so move those that should not (generate(), for example) into a hook such as "
+                "on_validation_batch_end"
             )
         kept = mask.bool().reshape(*mask.shape, *[1] * (len(positions) - mask.ndim)).expand(positions)[: len(samples)]
         return samples, rows, kept.reshape(-1)

@@ -16,12 +16,14 @@ class LayerFeatures(NamedTuple):
         dim: How many there are; ``None`` if the layer does not say.
         ndim: Number of axes that such a layer works on; ``None`` if it works on several.
         usual: The axis that the layer itself works on, where ``axis`` is ``None``.
+        covered: Whether something unknown may come behind it, so that it can cast doubt on an axis only.
     """
 
     axis: int | None
     dim: int | None = None
     ndim: int | None = None
     usual: int | None = None
+    covered: bool = False
 
 
 def resolve_feature_axis(
@@ -66,20 +68,25 @@ def resolve_feature_axis(
     if width is None and beside is not None:
         width = beside.dim
     fitting = [axis for axis in (1, last) if shape[axis] == width]
+    covered = dim is None and beside is not None and beside.covered
     # A width that a layer was taken to have is believed on the axis that such a layer works on only.
-    doubtful = dim is None and beside is not None and beside.usual == -1 and fitting == [1]
-    if len(fitting) == 1 and not doubtful:
+    doubtful = dim is None and beside is not None and (beside.usual == -1 or covered) and fitting == [1]
+    if len(fitting) == 1 and not doubtful and not covered:
         return fitting[0]
     if beside is not None and known is not None:
         decides = beside.dim in (None, width) if fitting else width is None
         if decides:
             return known % ndim
-    if not fitting and (dim is not None or (last == 2 and beside is None)):
-        return last  # which is not as wide as expected, as whoever knows the width will say; or of (B, T, dim)
+    if not fitting and dim is not None:
+        return last  # which is not as wide as expected, as whoever knows the width will say
+    if last == 2 and dim is None and (beside is None or covered) and not doubtful:
+        return last  # of (B, T, dim)
     told = "it is not known how many features there are"
-    if fitting:
-        wide = f"axis 1 is {width} wide, and so is a layer that works on the last one"
-        told = wide if doubtful else f"both are {width} wide"
+    if len(fitting) == 2:
+        told = f"both are {width} wide"
+    elif doubtful:
+        layer = "behind which something unknown may come" if covered else "that works on the last one"
+        told = f"axis 1 is {width} wide, and so is a layer {layer}"
     raise ValueError(
         f"feature_axis: expected to see which axis of shape {tuple(shape)} holds the features, but it may be axis 1 or "
         f"axis {last}: {told}, and no layer beside decides; pass feature_axis=1 or feature_axis=-1"

@@ -37,22 +37,22 @@ def layer_features(module: nn.Module, end: End = "output") -> LayerFeatures | No
 
     Example:
         >>> layer_features(nn.Sequential(nn.Conv1d(1, 8, 3), nn.ReLU()))
-        LayerFeatures(axis=1, dim=8, ndim=3, usual=None)
+        LayerFeatures(axis=1, dim=8, ndim=3, usual=None, covered=False)
         >>> layer_features(nn.Linear(4, 2), "input")
-        LayerFeatures(axis=-1, dim=4, ndim=None, usual=None)
+        LayerFeatures(axis=-1, dim=4, ndim=None, usual=None, covered=False)
     """
     pooled, unknown = None, False
     for leaf, in_order in _leaves(module, end):
         if isinstance(leaf, _KNOWN) and not _passes(leaf):
             found = _features(leaf, end)
-            if unknown:  # which may have moved the channels of a convolution
-                return LayerFeatures(axis=None) if found.axis == 1 else None
+            if unknown and in_order and found.axis == 1:  # it may have moved the channels of a convolution
+                return LayerFeatures(axis=None)
+            if unknown:
+                return LayerFeatures(axis=None, dim=found.dim, covered=True)
             return found if in_order else found._replace(axis=None, usual=found.axis)
         if type(leaf).__module__ in _SAME_CHANNELS:
             pooled = LayerFeatures(axis=1)
         elif not _passes(leaf):
-            if not in_order:
-                return None
             unknown = True
     return None if unknown else pooled
 
@@ -63,7 +63,7 @@ def features_beside(root: nn.Module, layer: nn.Module, end: End = "output") -> L
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU())
         >>> features_beside(net, net[1])
-        LayerFeatures(axis=1, dim=8, ndim=4, usual=None)
+        LayerFeatures(axis=1, dim=8, ndim=4, usual=None, covered=False)
     """
     found = layer_features(layer, end)
     if found is not None or not (end == "input" or all(_passes(leaf) for leaf, _ in _leaves(layer, end))):
@@ -106,7 +106,8 @@ def _features(layer: nn.Module, end: End) -> LayerFeatures:
         # As it finds the axis itself: it knows its width, whatever the layer beside was taken to have.
         code = isinstance(layer, TruncatedBottleneck) and layer.decode is None and not into
         said = layer.beside if layer.feature_axis is None else LayerFeatures(layer.feature_axis)
-        return (said or LayerFeatures(None))._replace(dim=layer.rank if code else layer.dim, usual=None)
+        width = layer.rank if code else layer.dim
+        return (said or LayerFeatures(None))._replace(dim=width, usual=None, covered=False)
     if isinstance(layer, conv._ConvNd):
         return LayerFeatures(1, layer.in_channels if into else layer.out_channels, len(layer.kernel_size) + 2)
     if isinstance(layer, _NORMS):

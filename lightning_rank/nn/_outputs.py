@@ -34,7 +34,9 @@ def select_tensor(value: Any, output: Output | Callable[[Any], Any] | None, wher
         return value
     found = output(value) if callable(output) else _follow(value, tensor_path(value, output, where))
     if not isinstance(found, Tensor):
-        raise TypeError(f"{where}: expected a tensor at output={output!r}, got {type(found).__name__}")
+        inside = _told([path for path, _ in _tensors(found)])
+        told = f" with tensors at {inside}; go on to one of these" if inside else ""
+        raise TypeError(f"{where}: expected a tensor at output={output!r}, got {type(found).__name__}{told}")
     return found
 
 

@@ -333,6 +333,37 @@ def test_code_compiled_for_an_equal_module_without_the_hooks_is_not_used():
     torch.testing.assert_close(monitor.singular_values["encoder"], expected, rtol=1e-6, atol=0)
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(tiny.DIM, tiny.DIM)
+
+    def forward(self, z):
+        return z + self.linear(z).tanh()
+
+
+def test_equal_blocks_that_are_compiled_one_by_one_are_told_apart():
+    torch.compiler.reset()
+    skips = torch._dynamo.config.skip_nnmodule_hook_guards
+    model, names = tiny.TinyAutoencoder(), ["encoder.2.linear", "encoder.3.linear"]
+    model.encoder = nn.Sequential(model.encoder, *(Block() for _ in range(4)))
+    for block in model.encoder[1:]:
+        block.compile(backend="eager")
+    monitor, other = EffectiveRankMonitor(names), EffectiveRankMonitor("encoder.4.linear")
+    tiny.trainer(callbacks=[monitor, other]).validate(model, tiny.loader(53, 10, seed=2), verbose=False)
+    assert torch._dynamo.config.skip_nnmodule_hook_guards is skips  # left as it was
+    seen = {}
+    for name in (*names, *other.layers):
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output.detach().numpy()})
+        )
+    with torch.compiler.set_stance("force_eager"):
+        model(tiny.rows(53, seed=2))
+    spectra = monitor.singular_values | other.singular_values
+    for name, latents in seen.items():
+        torch.testing.assert_close(spectra[name], torch.tensor(reference.deviations(latents)), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("offset", [0.0, 3.0, 10.0])
 def test_the_gap_is_found_in_float32_latents_whose_rounding_is_near_the_resolution(offset):
     class Offset(nn.Module):

@@ -238,6 +238,53 @@ def test_the_axis_of_a_bottleneck_is_the_one_that_it_finds_itself(place):
     assert_spectrum(deviations(f"net.{name}", (x,), net), seen[1].movedim(1, -1))
 
 
+def test_a_sequence_that_is_as_long_as_it_is_wide_does_not_end_what_has_begun():
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    batches = [[torch.randn(4, length, 8)] for length in (5, 8, 3)]
+    loader = DataLoader(batches, batch_size=None)
+    rows = torch.cat([net.eval()(x).reshape(-1, 8) for (x,) in batches])
+    assert_spectrum(deviations("net", loader, net), rows)
+    with pytest.raises(ValueError, match=r"shape \(4, 8, 8\) .* both are 8 wide"):
+        deviations("net", DataLoader(batches[1:2], batch_size=None), net)
+
+
+class Own(nn.Module):
+    """An activation of somebody's own."""
+
+    def forward(self, x):
+        return x * x.sigmoid()
+
+
+class Swap(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+class NormOfTokens(nn.Module):
+    """As speech models have it: channels first, but for the norm."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv1d(1, 5, 3), nn.LayerNorm(5), act
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(x).mT).mT)
+
+
+def test_a_layer_that_nobody_knows_does_not_hide_that_the_features_may_be_in_front():
+    x = torch.randn(24, 1, 16)
+    for act, layer in ((nn.ReLU(), "that works on the last one"), (Own(), "behind which something unknown may come")):
+        net = NormOfTokens(act)
+        with pytest.raises(ValueError, match=rf"shape \(8, 5, 14\) .* axis 1 is 5 wide, and so is a layer {layer}, "):
+            deviations("net", (x,), net)
+        assert_spectrum(deviations("net", (x,), net, feature_axis=1), net(x).mT)
+    with pytest.raises(ValueError, match=r"axis 1 is 5 wide"):
+        deviations("net", (torch.randn(24, 7, 3),), nn.Sequential(nn.Linear(3, 5), Swap()))
+    for net in (nn.Sequential(nn.Linear(3, 5), Own()), nn.Sequential(nn.Linear(3, 10), nn.GLU()), Own()):
+        tokens = torch.randn(24, 7, 3)
+        assert_spectrum(deviations("net", (tokens,), net), net(tokens))
+
+
 @dataclass
 class ModelOutput:
     last: Tensor
@@ -267,6 +314,12 @@ class Transformer(nn.Module):
 def test_one_of_many_outputs(returns, output):
     net, x = Transformer(returns), torch.randn(20, 3)
     assert_spectrum(deviations("net", (x,), net, output=output), net.first(x))
+
+
+def test_a_path_that_stops_too_early_is_told_how_it_goes_on():
+    net = Transformer(lambda last, hidden: (last, {"hidden": hidden}))
+    with pytest.raises(TypeError, match=r"tensor at output=1, got dict with tensors at \('hidden', 0\), .*; go on"):
+        deviations("net", (torch.randn(20, 3),), net, output=1)
 
 
 class Head(nn.Module):
@@ -356,6 +409,46 @@ def test_layers_of_a_padded_transformer_encoder_give_nested_tensors(layer):
     rows = seen[0].detach()[:, :3].flatten(0, 1)
     assert samples == len(rows) == 48
     torch.testing.assert_close(spectrum, torch.tensor(reference.deviations(rows.numpy())), rtol=1e-4, atol=1e-6)
+
+
+def test_calls_that_the_mask_does_not_fit_have_a_place_where_they_do_not_count():
+    class Generating(Module):
+        """Tokens one by one, as language models generate them, behind the step."""
+
+        def on_validation_batch_end(self, outputs, batch, batch_idx):
+            self.net(batch[0][:, :1])
+
+    def step(net, batch):
+        net(batch[0])
+        net(batch[0][:, :1])
+
+    def mask(batch):
+        return batch[1]
+
+    net, data = nn.Linear(3, 5), (torch.randn(20, 7, 3), torch.rand(20, 7) > 0.5)
+    with pytest.raises(ValueError, match=r"mask: expected shape \(8, 1\), .* got \(8, 7\); .* on_validation_batch_end"):
+        deviations("net", data, net, step=step, mask=mask)
+    monitor, loader = EffectiveRankMonitor("net", mask=mask), DataLoader(TensorDataset(*data), 8)
+    (metrics,) = tiny.trainer(callbacks=[monitor]).validate(Generating(net), loader, verbose=False)
+    assert_spectrum((monitor.singular_values["net"], metrics["rank/samples"]), net(data[0])[data[1]])
+
+
+def test_a_layer_that_is_called_with_several_widths_is_refused():
+    def step(net, batch):
+        net(batch[0][:, :2])
+        net(batch[0])
+
+    with pytest.raises(ValueError, match=r"expected 2 features, .* got shape \(8, 3\); every call of the layer counts"):
+        deviations("net", (torch.randn(20, 3),), nn.ReLU(), step=step)
+
+
+def test_what_a_wide_layer_costs_is_said_once(monkeypatch):
+    monkeypatch.setattr("lightning_rank.callbacks._tap._WIDE", 2)
+    monitor, loader = EffectiveRankMonitor("net"), DataLoader(TensorDataset(torch.randn(20, 3)), 8)
+    with pytest.warns(UserWarning, match="takes 0.0 GB") as caught:
+        tiny.trainer(callbacks=[monitor]).fit(Module(nn.Linear(3, 3)), loader, loader)
+    (said,) = [str(warned.message) for warned in caught if "features" in str(warned.message)]
+    assert said.startswith("layer='net' has 3 features, so that its spectrum takes 0.0 GB")
 
 
 def test_several_calls_in_a_step_all_count():
