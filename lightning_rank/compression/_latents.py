@@ -50,9 +50,10 @@ def input_of(batch: Any, device: torch.device) -> Tensor:
     """
     input = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(input, Tensor):
+        first = "" if input is batch else f" that starts with a {type(input).__name__}"
         raise TypeError(
             f"data: expected batches that are a tensor, or a tuple or list that starts with one, got "
-            f"{type(batch).__name__}; pass the latents themselves"
+            f"{type(batch).__name__}{first}; pass the latents themselves"
         )
     return input.to(device)
 

@@ -81,8 +81,9 @@ def _planned(root: nn.Module, found: dict[str, LinearBottleneck]) -> dict[Linear
         if fold is None:
             raise ValueError(
                 f"module: expected a plain linear layer or convolution right in front of or behind {plain_name(name)!r}"
-                ", found none that gives it its input alone, or alone takes its output, and is used nowhere else; "
-                "collapse_linear_bottleneck leaves a bottleneck of one layer, load it with "
+                ", found none that gives it its input alone, or alone takes its output, and is used nowhere else, as "
+                "far as forward passes can be read without data; attach it to that layer itself if there is one, or "
+                "use collapse_linear_bottleneck, which leaves one layer, and load that with "
                 "attach_linear_bottleneck(..., depth=1)"
             )
         bottleneck = waiting.pop(name)

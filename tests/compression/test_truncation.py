@@ -363,7 +363,10 @@ def test_bad_input_is_refused_by_name_and_nothing_is_changed():
     refused(ValueError, "data: expected one row or more, got none", latents[:0])
     refused(ValueError, "data: expected latents or batches, got none", [])
     refused(TypeError, "data: expected latents or a dataloader of training batches, got int", 3)
-    refused(TypeError, "data: expected batches that are a tensor, .* got dict", [{"x": latents}])
+    refused(TypeError, "data: expected batches that are a tensor, .* got dict; pass", [{"x": latents}])
+    refused(
+        TypeError, "starts with one, got tuple that starts with a dict; pass the latents", [({"x": latents}, latents)]
+    )
     refused(ValueError, "module: expected a LinearBottleneck somewhere in Net, found none; collapse", module=dense())
     refused(TypeError, "module: expected an nn.Module, got str", module="net")
     refused(ValueError, "got the LinearBottleneck itself", module=LinearBottleneck(DIM))

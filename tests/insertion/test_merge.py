@@ -520,6 +520,26 @@ def test_where_there_is_no_such_layer_it_says_so_and_nothing_is_changed(case):
     assert len(before) == len(net.state_dict())
 
 
+def test_attached_to_the_layer_itself_it_is_merged_where_the_pass_around_cannot_be_read():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps = nn.ModuleList([nn.Linear(10, 6), nn.Linear(6, 6)])
+
+        def forward(self, x):
+            for _, step in zip(range(len(x)), self.steps, strict=False):
+                x = step(x)
+            return x
+
+    net, x = Net(Loop(), nn.Sigmoid()), torch.randn(7, 10)
+    refused = attach_linear_bottleneck(copy.deepcopy(net), dim=6, depth=2, gain=0.5)
+    with pytest.raises(ValueError, match="read without data; attach it to that layer itself"):
+        merge_linear_bottleneck(refused)
+    attach_linear_bottleneck(net, after="encoder.steps.1", dim=6, depth=2, gain=0.5)
+    expected = net(x)
+    torch.testing.assert_close(merge_linear_bottleneck(net)(x), expected)
+
+
 @pytest.mark.parametrize(
     ("make", "axis"), [(lambda: nn.Linear(10, 6), 1), (lambda: nn.Conv1d(10, 6, 1), -1)], ids=["Linear", "Conv1d"]
 )
