@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_rank.callbacks._compiled import compiled_frames, look_for_hooks, look_no_more
 from lightning_rank.callbacks._samples import agreed_samples, evaluation_loaders, training_loaders
 from lightning_rank.callbacks._tap import Batch, LayerTap, home_of_spectra
 from lightning_rank.metrics import RowStatistics, synchronize
+from lightning_rank.nn._compiled import compiled_frames, look_for_hooks, look_no_more
 from lightning_rank.nn._layer_axis import End
 from lightning_rank.nn._outputs import select_tensor
 from lightning_rank.nn._submodules import find_submodule

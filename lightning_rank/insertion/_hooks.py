@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeGuard
 
 from torch import nn
 
+from lightning_rank.nn._compiled import look_for_hooks, look_no_more
 from lightning_rank.nn._outputs import Output, replace_tensor, select_tensor, tensor_path
 
 #: Name of the child that the bottleneck becomes.
@@ -20,11 +21,13 @@ End = Literal["input", "output"]
 
 def hook_output(module: nn.Module, output: Output | None) -> None:
     """From now on the tensor at ``output`` of what ``module`` returns passes through its child."""
+    look_for_hooks(module)
     module.register_forward_hook(functools.partial(_pass_output, output=output))
 
 
 def hook_input(module: nn.Module, output: Output | None) -> None:
     """From now on the argument of ``module`` at ``output``, a position or a name, passes through its child."""
+    look_for_hooks(module)
     names = tuple(inspect.signature(module.forward).parameters)
     hook = functools.partial(_pass_input, output=output, names=names)
     module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -52,6 +55,7 @@ def carry_over(module: nn.Module, other: nn.Module) -> None:
 
 def unhook(module: nn.Module) -> None:
     """Take the hooks off a module."""
+    look_no_more(module)
     ends: tuple[End, ...] = ("output", "input")
     for end in ends:
         hooks, function = _of(module, end)

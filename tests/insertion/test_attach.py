@@ -564,6 +564,27 @@ def test_a_copy_passes_through_its_own_bottleneck(duplicate):
     assert not torch.allclose(net(x), twin(x))
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.linear(x).tanh()
+
+
+@pytest.mark.parametrize("end", ["after", "before"])
+def test_of_equal_blocks_that_are_compiled_one_by_one_the_one_that_has_it_passes_through_it(end):
+    torch.compiler.reset()
+    net, x = nn.Sequential(*(Block() for _ in range(4))), torch.randn(5, 6)
+    attach_linear_bottleneck(net, **{end: "2.linear"}, dim=6, depth=2, gain=0.1)
+    with torch.no_grad():
+        expected = net(x)
+        for block in net:
+            block.compile(backend="eager")
+        torch.testing.assert_close(net(x), expected)
+
+
 @pytest.mark.parametrize("order", ["attach, then compile", "compile, then attach", "compile in place, then attach"])
 def test_compiled_children(order):
     net = dense()
