@@ -20,10 +20,10 @@ def look_for_hooks(owner: Any) -> None:
 
     Equal modules are the blocks of a transformer that are compiled one by one, or because of a graph break.
     """
-    if not _skipped:
-        _skipped.append(torch._dynamo.config.skip_nnmodule_hook_guards)
     _owners.add(owner)
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    if not _skipped and hasattr(torch._dynamo.config, "skip_nnmodule_hook_guards"):  # it is no public API
+        _skipped.append(torch._dynamo.config.skip_nnmodule_hook_guards)
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
 
 
 def look_no_more(owner: Any) -> None:
