@@ -347,14 +347,14 @@ def test_equal_blocks_that_are_compiled_one_by_one_are_told_apart(monkeypatch):
     torch.compiler.reset()
     monkeypatch.setattr("lightning_rank.nn._compiled._owners", WeakSet())
     monkeypatch.setattr("lightning_rank.nn._compiled._skipped", [])
-    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
     model, names = tiny.TinyAutoencoder(), ["encoder.2.linear", "encoder.3.linear"]
     model.encoder = nn.Sequential(model.encoder, *(Block() for _ in range(4)))
     for block in model.encoder[1:]:
         block.compile(backend="eager")
     monitor, other = EffectiveRankMonitor(names), EffectiveRankMonitor("encoder.4.linear")
-    tiny.trainer(callbacks=[monitor, other]).validate(model, tiny.loader(53, 10, seed=2), verbose=False)
-    assert torch._dynamo.config.skip_nnmodule_hook_guards  # left as it was
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):  # monkeypatch would take it away afterwards
+        tiny.trainer(callbacks=[monitor, other]).validate(model, tiny.loader(53, 10, seed=2), verbose=False)
+        assert torch._dynamo.config.skip_nnmodule_hook_guards  # left as it was
     seen = {}
     for name in (*names, *other.layers):
         model.get_submodule(name).register_forward_hook(
