@@ -85,6 +85,10 @@ class LatentSpectrum(Metric):
         self.dim = dim
         self.feature_axis = feature_axis
         self.max_rows = max_rows
+        # A MetricCollection lets metrics of equal states share them: those that take in other rows have others.
+        # It is the first state, for torchmetrics 1.6 looks at no other.
+        settings = [math.inf if setting is None else setting for setting in (feature_axis, max_rows)]
+        self.add_state("settings", torch.tensor(settings, dtype=torch.float64))
         # No tensor of the state is ever written into: members of a compute group share them, and one made in inference
         # mode must not be written into outside.
         self.add_state("count", torch.zeros((), dtype=torch.float64))
@@ -94,9 +98,6 @@ class LatentSpectrum(Metric):
         # Rows that are yet to be multiplied: the first of the buffer, which is used again when they have been.
         self.add_state("pending", torch.zeros(0, dim, dtype=torch.float64))
         self._buffer: Tensor | None = None
-        # A MetricCollection lets metrics of equal states share them: those that take in other rows have others.
-        settings = [math.inf if setting is None else setting for setting in (feature_axis, max_rows)]
-        self.add_state("settings", torch.tensor(settings, dtype=torch.float64))
 
     @property
     def samples(self) -> Tensor:
@@ -195,7 +196,7 @@ class LatentSpectrum(Metric):
     # torchmetrics would merge, synchronize and copy the tensors of the state one by one.
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
-        count, mean, scatter, dropped, pending, _ = (incoming_state[name] for name in self._defaults)
+        _, count, mean, scatter, dropped, pending = (incoming_state[name] for name in self._defaults)
         self._flush()
         self._merge(Moments(count, mean, scatter), dropped)
         if len(pending):
