@@ -77,9 +77,12 @@ def test_the_default_is_seven_runs():
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path):
     arguments = command(tmp_path, "--logger", "none", "--max-epochs", "60", "--depths", "0", "2")
+    # Tests that run in the background may have been started with the signal ignored, which a new process inherits.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/irmae*/last.ckpt")):
         assert process.poll() is None, process.stdout.read()
